@@ -1,0 +1,1 @@
+"""The hospital: reads, de-identifies, trains. Raw data never leaves this room."""

@@ -1,0 +1,253 @@
+"""Frozen settings, read from YAML and checked once, at the edge.
+
+An experiment file holds an `Experiment`; a hospital's own file holds a `Site`. An unknown key is an error that names
+the key and the nearest valid one. Privacy settings and performance settings are two records: the first decide what a
+patient reveals, the second never do.
+
+Left out: anything that reads data, and defaults that depend on the machine (see `network.device_for`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from shared.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+
+
+class Record(BaseModel):
+    """A frozen record in which an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Site(Record):
+    """What one hospital says about itself; the hospital's own file, never sent.
+
+    data            folder to read
+    format          "dicom", "nifti", or "images" (class/patient/*.png|jpg)
+    labels          CSV with the columns patient_id,class beside or inside the data; none: every patient is unlabelled
+    face_removal    "required" refuses heads (face removal is not built in yet); "none" is the hospital's word that the
+                    input holds no face or that it accepts the risk: the slices never leave the site
+    epsilon_cap     the most that any patient of this site may ever spend, over all runs of the cohort
+    delta           at most this delta is accepted from an experiment
+    weight          public weight of this site's update in the average; never derived from its patient count
+    """
+
+    name: SiteName
+    data: Path
+    format: Literal["dicom", "nifti", "images"] = "dicom"
+    labels: Path | None = None
+    face_removal: Literal["required", "none"] = "required"
+    minimum_slices: Positive = 15
+    epsilon_cap: PositiveFloat = 8.0
+    delta: Annotated[float, Field(gt=0, le=1e-3)] = 1e-5
+    weight: PositiveFloat = 1.0
+
+
+class Cohort(Record):
+    """How a simulation makes its hospitals. Ignored where `Experiment.sites` names real ones.
+
+    patients_per_site   patients of each site; for a folder of images, all that are not held out are dealt out
+    heldout_patients    patients kept centrally for evaluation, disjoint from every site
+    slices_per_patient  axial slices kept of each patient, spread evenly over the usable range
+    planted             name of the phantom site whose DICOM headers carry planted identifiers, or none
+    """
+
+    sites: Positive = 3
+    patients_per_site: Positive = 24
+    heldout_patients: Positive = 24
+    slices_per_patient: Positive = 24
+    planted: SiteName | None = None
+
+
+class Network(Record):
+    """The U-Net. `channels` at the resolutions size/2, size/4, ...; attention only at the lowest."""
+
+    image_size: Literal[16, 32, 64, 128, 256] = 64
+    channels: tuple[Positive, ...] = (64, 128, 128)
+    blocks_per_level: Positive = 2
+    latents: Positive = 16
+    encoder_channels: Positive = 32
+    groups: Positive = 16
+
+
+class Training(Record):
+    """The local loop. One patient is one micro-batch: `slices` x `draws` noised slices, one gradient.
+
+    steps       optimiser steps a round
+    label_dropout  probability that a draw hides its conditions, so that guidance works
+    """
+
+    trainable: Literal["adapter", "full"] = "adapter"
+    rounds: Positive = 3
+    steps: Positive = 4
+    slices: Positive = 4
+    draws: Positive = 4
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: PositiveFloat = 0.3
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class Privacy(Record):
+    """What a patient reveals. Unit: the patient; neighbouring relation: add or remove all data of one patient.
+
+    epsilon         target over all rounds of this run; none trains without privacy and can never be released as private
+    sampling_rate   probability that a patient takes part in a step (Poisson sampling)
+    max_grad_norm   L2 bound of one patient's gradient
+    expected_patients  public constant that divides each step's sum (times `sampling_rate`); none: the simulation's
+                    `cohort.patients_per_site`. Never a site's true patient count
+    max_nsr         refuse to start above this noise-to-signal ratio
+    """
+
+    epsilon: PositiveFloat | None = 8.0
+    delta: Annotated[float, Field(gt=0, le=1e-3)] = 1e-5
+    sampling_rate: Fraction = 1.0
+    max_grad_norm: PositiveFloat = 1.0
+    clipping: Literal["fixed", "automatic"] = "fixed"
+    expected_patients: Positive | None = None
+    max_nsr: PositiveFloat = 10.0
+
+
+class Performance(Record):
+    """Speed and memory. Nothing here changes what a patient reveals."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    threads: Annotated[int, Field(ge=0)] = 0
+    sampling_batch: Positive = 120
+
+
+class Evaluation(Record):
+    """Central evaluation on held-out patients. `every`: rounds between evaluations; round 0 and the last always."""
+
+    every: Positive = 1
+    samples: Positive = 240
+    sampler: Literal["ddim", "dpm++"] = "dpm++"
+    sampler_steps: Annotated[int, Field(ge=2, le=1000)] = 16
+    guidance: Annotated[float, Field(ge=0, le=10)] = 1.0
+    bootstrap: Annotated[int, Field(ge=20)] = 200
+
+
+class Release(Record):
+    """What is published, and when it is refused.
+
+    epsilon_cap      refuse when any site's epsilon per patient is larger
+    minimum_sites    refuse when fewer sites contributed to every round; none: all of them must
+    """
+
+    images_per_class: Annotated[int, Field(ge=0)] = 32
+    sampler: Literal["ddim", "dpm++"] = "dpm++"
+    sampler_steps: Annotated[int, Field(ge=2, le=25)] = 20
+    guidance: Annotated[float, Field(ge=0, le=10)] = 1.0
+    epsilon_cap: PositiveFloat = 8.0
+    minimum_sites: Positive | None = None
+
+
+class Experiment(Record):
+    """One federation, whole.
+
+    data      "phantoms", a folder class/patient/*.png|jpg, or "sites" when `sites` lists real ones
+    classes   the labels in order; each maps to a label of the base ("healthy", ...) or to "any" (no label)
+    base      name of a shipped base, or a path to base weights, or "none" (random start; full training only)
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+    data: str = "phantoms"
+    classes: dict[str, str] = Field(default={"healthy": "healthy", "atrophy": "atrophy", "lesion": "lesion"}, min_length=1)
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    base: str = "phantoms-64"
+    sites: tuple[Site, ...] = ()
+    cohort: Cohort = Cohort()
+    network: Network = Network()
+    training: Training = Training()
+    privacy: Privacy = Privacy()
+    performance: Performance = Performance()
+    evaluation: Evaluation = Evaluation()
+    release: Release = Release()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        if (self.data == "sites") != bool(self.sites):
+            raise ValueError('`data: sites` and a list of `sites` go together; give both or neither')
+        names = [site.name for site in self.sites]
+        if len(set(names)) != len(names):
+            raise ValueError("two sites have the same name; give each its own")
+        return self
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read(path: Path, kind: type[R], overrides: dict[str, Any] | None = None) -> R:
+    """Read one YAML file into a frozen record.
+
+    path        the file
+    kind        `Experiment` or `Site`
+    overrides   dotted keys that replace values of the file, e.g. {"privacy.epsilon": 4.0}
+
+    Raises ConfigError, in one line, when the file is missing, is not YAML, or holds an unknown or invalid key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path} is not valid YAML{where}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold keys and values, not a {type(tree).__name__}")
+    for dotted, value in (overrides or {}).items():
+        *parents, leaf = dotted.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[leaf] = value
+    return validate(tree, kind, source=str(path))
+
+
+def validate(tree: dict[str, Any], kind: type[R], source: str) -> R:
+    """Check a tree of plain values against `kind`; ConfigError names the first offending key and its repair."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(error, kind)}") from error
+
+
+def _explain(error: ValidationError, kind: type[Record]) -> str:
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        name = str(first["loc"][-1])
+        known = _keys_at(kind, first["loc"][:-1])
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        return f"unknown key `{path}`; the nearest valid key is `{near[0]}`" if near else f"unknown key `{path}`"
+    if first["type"] == "missing":
+        return f"the key `{path}` is required"
+    if first["type"] == "value_error":
+        return f"{path + ': ' if path else ''}{first['ctx']['error']}"
+    return f"`{path}` is {first['input']!r}: {first['msg'].lower()}"
+
+
+def _keys_at(kind: type[Record], location: tuple[int | str, ...]) -> list[str]:
+    """The valid keys of the record that `location` leads to."""
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = kind.model_fields[part].annotation
+        inner = [arg for arg in getattr(annotation, "__args__", ()) if isinstance(arg, type) and issubclass(arg, Record)]
+        kind = inner[0] if inner else annotation  # type: ignore[assignment]
+    return list(kind.model_fields)

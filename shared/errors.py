@@ -1,0 +1,63 @@
+"""Every error a user can meet.
+
+FedsynthError                 the base: one line for the user, exit code 1
+├── ConfigError               a setting is unknown, missing or out of range          (exit code 2)
+├── DataError                 input cannot be read or used; never quotes patient data
+├── MessageError              an arriving message has wrong names, shapes, dtypes or values
+├── WeightsError              a weights file is missing, altered or does not fit the network
+├── PrivacyError              a privacy condition cannot be met (calibration, noise-to-signal, seeds)
+│   ├── BudgetExceeded        the work would pass the hospital's cap; nothing was computed
+│   └── LedgerError           the ledger is damaged, locked or belongs to another cohort
+├── FederationError           the federation could not run or a site failed
+└── ReleaseRefused            the release gate said no                               (exit code 3)
+
+A message says what, which value, and how to mend it. It never contains a value read from patient data.
+"""
+
+from __future__ import annotations
+
+
+class FedsynthError(Exception):
+    """Base of all errors that are shown to a user as one line."""
+
+    exit_code = 1
+
+
+class ConfigError(FedsynthError):
+    """A setting is unknown, missing or out of range."""
+
+    exit_code = 2
+
+
+class DataError(FedsynthError):
+    """Input cannot be read or used. The message never quotes a value from the data."""
+
+
+class MessageError(FedsynthError):
+    """A message that arrived has wrong names, shapes, dtypes or values."""
+
+
+class WeightsError(FedsynthError):
+    """A weights file is missing, altered, or does not fit the network."""
+
+
+class PrivacyError(FedsynthError):
+    """A privacy condition cannot be met."""
+
+
+class BudgetExceeded(PrivacyError):
+    """The requested work would pass the hospital's cap. Nothing was computed."""
+
+
+class LedgerError(PrivacyError):
+    """The ledger is damaged, held by another writer, or belongs to another cohort."""
+
+
+class FederationError(FedsynthError):
+    """The federation could not run, or a required site failed."""
+
+
+class ReleaseRefused(FedsynthError):
+    """The release gate said no."""
+
+    exit_code = 3
