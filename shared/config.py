@@ -38,7 +38,8 @@ class Site(Record):
     labels          CSV with the columns patient_id,class beside or inside the data; none: every patient is unlabelled
     face_removal    "required" refuses heads (face removal is not built in yet); "none" is the hospital's word that the
                     input holds no face or that it accepts the risk: the slices never leave the site
-    epsilon_cap     the most that any patient of this site may ever spend, over all runs of the cohort
+    epsilon_cap     the most that any patient of this site may ever spend, over all runs of the cohort; null: no cap, also
+                    training without privacy is allowed (rehearsals on public data only)
     delta           at most this delta is accepted from an experiment
     weight          public weight of this site's update in the average; never derived from its patient count
     """
@@ -49,7 +50,7 @@ class Site(Record):
     labels: Path | None = None
     face_removal: Literal["required", "none"] = "required"
     minimum_slices: Positive = 15
-    epsilon_cap: PositiveFloat = 8.0
+    epsilon_cap: PositiveFloat | None = 8.0
     delta: Annotated[float, Field(gt=0, le=1e-3)] = 1e-5
     weight: PositiveFloat = 1.0
 
@@ -75,7 +76,7 @@ class Network(Record):
 
     image_size: Literal[16, 32, 64, 128, 256] = 64
     channels: tuple[Positive, ...] = (64, 128, 128)
-    blocks_per_level: Positive = 2
+    blocks_per_level: Positive = 1
     latents: Positive = 16
     encoder_channels: Positive = 32
     groups: Positive = 16
@@ -184,6 +185,12 @@ class Experiment(Record):
         if len(set(names)) != len(names):
             raise ValueError("two sites have the same name; give each its own")
         return self
+
+
+    @property
+    def expected_patients(self) -> int:
+        """The public constant that divides a site's sums."""
+        return self.privacy.expected_patients or self.cohort.patients_per_site
 
 
 R = TypeVar("R", bound=Record)

@@ -1,0 +1,106 @@
+"""The local loop: one function from a site's patients to its update.
+
+One patient is one micro-batch and one gradient; patients are Poisson-sampled; the sum of clipped gradients is noised by
+`privacy.sgd`. Reserving the budget is the caller's duty, before this function runs.
+
+Left out: evaluation. Loss and gradient norms are not differentially private, so they are not even computed for display.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from client.dataset import Patient
+from privacy.noise import SecureRandom
+from privacy.sgd import PatientOptimizer, private_step
+from shared.config import Experiment
+from shared.device import precision
+from shared.diffusion import Process
+from shared.network import Model
+from shared.prior import levels
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One patient on the training device: x (S, H, W) uint8, latents z (S, F), levels u (S,), label."""
+
+    x_SHW: Tensor
+    z_SF: Tensor
+    u_S: Tensor
+    label: int
+
+
+def train(
+    model: Model,
+    cohort: list[Patient],
+    experiment: Experiment,
+    *,
+    noise_multiplier: float,
+    expected_patients: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Tensor]:
+    """Run one round's steps and return the update: trained minus received value of every trainable tensor.
+
+    noise_multiplier   of the Gaussian mechanism; 0 trains without clipping and noise
+    expected_patients  public constant; divides each sum together with the sampling rate
+    """
+    # Set up
+    settings, privacy = experiment.training, experiment.privacy
+    device = next(model.parameters()).device
+    model.train()
+    trainable = model.trainable(settings.trainable)
+    before = {name: p.detach().clone() for name, p in trainable.items()}
+    parameters = list(trainable.values())
+    plain: torch.optim.Optimizer
+    if settings.optimizer == "sgd":
+        plain = torch.optim.SGD(parameters, lr=settings.learning_rate)
+    else:
+        plain = torch.optim.Adam(parameters, lr=settings.learning_rate, betas=(0.9, 0.99))
+    secure = SecureRandom()
+    optimizer = PatientOptimizer(
+        plain,
+        noise_multiplier=noise_multiplier,
+        max_grad_norm=privacy.max_grad_norm if noise_multiplier > 0 else None,
+        expected_batch_size=privacy.sampling_rate * expected_patients,
+        random=secure,
+    )
+    # Encode once: the encoder is public and frozen
+    patients = [encode(model, patient, device) for patient in cohort]
+    process = Process(device)
+    # Noise of the diffusion process protects nobody, so a fast generator will do; it is not reproducible on purpose
+    rng = torch.Generator(device).manual_seed(int.from_bytes(os.urandom(7)))
+
+    def loss(patient: Encoded) -> Tensor:
+        label = torch.tensor([patient.label], device=device)
+        where: Tensor = model.prior.loss(patient.z_SF, label.expand(len(patient.z_SF)), patient.u_S)
+        if settings.trainable == "adapter":
+            return where
+        # m slices, K noise draws each (Dockhorn et al. 2023, "noise multiplicity"), a fixed shape for every patient
+        pick = torch.tensor(secure.subset(len(patient.x_SHW), settings.slices), device=device)
+        pick = pick.repeat_interleave(settings.draws)
+        x = patient.x_SHW[pick].float()[:, None] / 127.5 - 1
+        with precision(experiment.performance, device):
+            drawn = process.loss(model.denoiser, x, model.base_label(label).expand(len(pick)), patient.z_SF[pick],
+                                 label_dropout=settings.label_dropout, rng=rng)
+        return drawn + where
+
+    # Steps
+    for step in range(settings.steps):
+        chosen = secure.poisson_sample(len(patients), privacy.sampling_rate)
+        private_step(loss, [patients[i] for i in chosen], optimizer, clipping=privacy.clipping)
+        if progress:
+            progress(step + 1, settings.steps)
+    return {name: p.detach() - before[name] for name, p in trainable.items()}
+
+
+@torch.no_grad()
+def encode(model: Model, patient: Patient, device: torch.device) -> Encoded:
+    """Move a patient to the device and summarise its slices with the public encoder."""
+    x_SHW = torch.from_numpy(patient.x_SHW).to(device)
+    z_SF = model.encoder(x_SHW.float()[:, None] / 127.5 - 1)[0]
+    return Encoded(x_SHW, z_SF, levels(len(x_SHW)).to(device), patient.label)

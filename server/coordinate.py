@@ -1,0 +1,114 @@
+"""One federated run, from the public base to the last round: train, checkpoint, evaluate, record.
+
+Everything it knows lies in its folder: experiment.json, heldout.npz, events.jsonl, checkpoints/, samples/. Started again
+on the same folder it goes on after the last round that has a checkpoint.
+
+Left out: the release and the report (see finish.py); they need no network.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord
+from flwr.serverapp import Grid
+
+from server import checkpoint
+from server.evaluate import Evaluator, Heldout
+from server.events import Events, read
+from server.plan import plan
+from server.strategy import PatientFedAvg, Tensors
+from shared import weights
+from shared.config import Experiment
+from shared.device import device_for, precision
+from shared.diffusion import sample
+from shared.network import Model
+
+SELECTION_METRIC = "FD-efflite0"
+
+
+def coordinate(grid: Grid, experiment: Experiment, out: Path) -> None:
+    """Run the federation of `experiment` in the server's folder `out`.
+
+    Raises FederationError when too few sites join or contribute.
+    """
+    # Set up
+    weights.write_bytes(out / "experiment.json", experiment.model_dump_json(indent=2).encode())
+    events = Events(out / "events.jsonl")
+    device = device_for(experiment.performance)
+    model = weights.load_base(experiment.base, experiment.network, experiment.classes).to(device)
+    trainable = model.trainable(experiment.training.trainable)
+    tensors: Tensors = {name: p.detach().cpu().clone() for name, p in trainable.items()}
+    heldout = Heldout.load(out / "heldout.npz")
+    evaluator = Evaluator(heldout, bootstrap=experiment.evaluation.bootstrap, seed=experiment.seed,
+                          inception_weights=_inception_weights(), samples=experiment.evaluation.samples)
+    sites = len(experiment.sites) or experiment.cohort.sites
+    rounds = experiment.training.rounds
+    folder = out / "checkpoints"
+
+    def after_round(number: int, current: Tensors) -> None:
+        checkpoint.save(folder, number, current)
+        if number in (0, rounds) or number % experiment.evaluation.every == 0:
+            _evaluate(number, current, model, experiment, evaluator, heldout, events, out)
+
+    # Resume, or begin with the public base
+    done = checkpoint.latest(folder)
+    if done is None:
+        work = plan(experiment)
+        events.write("run_started", rounds=rounds, sites=sites, noise_multiplier=work.noise_multiplier, nsr=work.nsr,
+                     trainable_parameters=work.trainable_parameters, device=device.type)
+        after_round(0, tensors)
+        done = 0
+    else:
+        tensors.update(checkpoint.load(folder, done))
+        events.write("run_resumed", round=done)
+    noise_multiplier = next(e["noise_multiplier"] for e in read(events.path) if e["event"] == "run_started")
+    # Rounds
+    strategy = PatientFedAvg(
+        experiment, tensors,
+        noise_multiplier=noise_multiplier, sites=sites, minimum_sites=experiment.release.minimum_sites or sites,
+        first_round=done + 1, events=events, after_round=after_round,
+    )
+    if done < rounds:
+        strategy.start(grid, ArrayRecord(), num_rounds=rounds - done)
+    events.write("run_finished", round=rounds)
+
+
+def _evaluate(number: int, tensors: Tensors, model: Model, experiment: Experiment, evaluator: Evaluator,
+              heldout: Heldout, events: Events, out: Path) -> None:
+    """Draw from the model of a round, measure against the held-out set, keep pictures, mark the best."""
+    settings = experiment.evaluation
+    events.write("evaluating", round=number)
+    model.eval()
+    model.load_state_dict(tensors, strict=False)
+    # Classes as they are in the held-out set, the same noise in every round: rounds differ by the model alone
+    rng = torch.Generator().manual_seed(experiment.seed)
+    labels = torch.from_numpy(np.random.default_rng(experiment.seed).choice(heldout.label_N, settings.samples))
+    device = next(model.parameters()).device
+    with precision(experiment.performance, device):
+        x = sample(model, labels, rng=rng, sampler=settings.sampler, steps=settings.sampler_steps,
+                   guidance=settings.guidance, batch=experiment.performance.sampling_batch)
+    images = to_bytes(x)
+    folder = out / "samples"
+    folder.mkdir(exist_ok=True)
+    temporary = folder / f".round-{number:03d}.{os.getpid()}.npz"
+    np.savez_compressed(temporary, x_NHW=images, label_N=labels.numpy())
+    temporary.replace(folder / f"round-{number:03d}.npz")
+    figures = evaluator(images)
+    events.write("evaluated", round=number, metrics={name: figure.to_dict() for name, figure in figures.items()})
+    best = min((e for e in read(events.path) if e["event"] == "evaluated"), key=lambda e: e["metrics"][SELECTION_METRIC]["value"])
+    checkpoint.mark_best(out / "checkpoints", best["round"], SELECTION_METRIC, best["metrics"][SELECTION_METRIC]["value"])
+
+
+def to_bytes(x_N1HW: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Images in [-1, 1] (N, 1, H, W) -> uint8 (N, H, W)."""
+    return ((x_N1HW[:, 0].float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def _inception_weights() -> Path | None:
+    """Inception-v3 weights for the true FID, when the coordinator named a file."""
+    path = os.environ.get("FEDSYNTH_INCEPTION_WEIGHTS")
+    return Path(path) if path else None

@@ -1,0 +1,47 @@
+"""What a run will cost a patient and whether it can work, before anything is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from privacy.accounting import Event, epsilon, noise_multiplier_for, nsr
+from shared import weights
+from shared.config import Experiment
+from shared.errors import PrivacyError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers that a coordinator decides on.
+
+    noise_multiplier   of every step at every site; 0 without privacy
+    epsilon            per patient at the end, none without privacy
+    nsr                norm of one site's noise over the largest possible signal, per step; none without privacy
+    """
+
+    trainable_parameters: int
+    total_parameters: int
+    steps: int
+    noise_multiplier: float
+    epsilon: float | None
+    nsr: float | None
+
+
+def plan(experiment: Experiment, *, force: bool = False) -> Plan:
+    """Calibrate the noise. PrivacyError when it would drown the signal (`privacy.max_nsr`), unless forced."""
+    model = weights.load_base(experiment.base, experiment.network, experiment.classes)
+    trainable = sum(p.numel() for p in model.trainable(experiment.training.trainable).values())
+    total = sum(p.numel() for p in model.parameters())
+    privacy, steps = experiment.privacy, experiment.training.rounds * experiment.training.steps
+    if privacy.epsilon is None:
+        return Plan(trainable, total, steps, 0.0, None, None)
+    noise = noise_multiplier_for(
+        epsilon=privacy.epsilon, delta=privacy.delta, sampling_rate=privacy.sampling_rate, steps=steps)
+    ratio = nsr(parameters=trainable, noise_multiplier=noise, sampling_rate=privacy.sampling_rate,
+                patients=experiment.expected_patients)
+    if ratio > privacy.max_nsr and not force:
+        raise PrivacyError(
+            f"the noise would be {ratio:.3g} times the largest possible signal (`privacy.max_nsr` is {privacy.max_nsr:g}); "
+            f"train fewer parameters ({trainable} now), fewer steps ({steps} now), or more patients")
+    spent = epsilon([Event(noise, privacy.sampling_rate, steps)], privacy.delta)
+    return Plan(trainable, total, steps, noise, spent, ratio)

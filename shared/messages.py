@@ -1,0 +1,162 @@
+"""What travels: settings and tensors <-> Flower records. These keys and no others.
+
+    train, server -> site   arrays: the trainable tensors     config: experiment (JSON), round, noise-multiplier
+    reply, site -> server   arrays: the update, same tensors  metrics: epsilon, weight, steps      config: site
+    refusal, site -> server                                   config: site, refused
+
+Everything is checked on arrival: names, shapes, dtypes, finite values. Not among the metrics, because none of them is
+differentially private: loss, gradient norms, patient counts, timings.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from shared.config import Experiment, validate
+from shared.errors import MessageError
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """One round's work for one site. `noise_multiplier` 0 means training without privacy."""
+
+    experiment: Experiment
+    round: int
+    noise_multiplier: float
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TrainReply:
+    """A site's answer. `epsilon`: per patient, all that the site's ledger holds; inf without privacy.
+
+    `weight` is the site's public weight in the average. `bytes`: size of the update on the wire.
+    """
+
+    site: str
+    update: dict[str, Tensor]
+    epsilon: float
+    weight: float
+    steps: int
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A site's no, with its reason."""
+
+    site: str
+    reason: str
+
+
+def pack_request(request: TrainRequest) -> RecordDict:
+    config = ConfigRecord({
+        "experiment": request.experiment.model_dump_json(),
+        "round": request.round,
+        "noise-multiplier": request.noise_multiplier,
+    })
+    return RecordDict({"arrays": _record(request.tensors), "config": config})
+
+
+def unpack_request(content: RecordDict) -> tuple[Experiment, int, float, ArrayRecord]:
+    """The settings of a request and its arrays, still unchecked: their shapes follow from the settings."""
+    _only(content, {"arrays", "config"}, "the request")
+    config = _config(content, {"experiment", "round", "noise-multiplier"})
+    try:
+        tree = json.loads(str(config["experiment"]))
+    except ValueError as error:
+        raise MessageError("the request's experiment is not JSON") from error
+    experiment = validate(tree, Experiment, source="the request's experiment")
+    number, noise = config["round"], config["noise-multiplier"]
+    if not isinstance(number, int) or not 1 <= number <= experiment.training.rounds:
+        raise MessageError(f"the request is for round {number}, the experiment has {experiment.training.rounds}")
+    if not isinstance(noise, float) or not math.isfinite(noise) or noise < 0:
+        raise MessageError(f"the request's noise multiplier is {noise}, it must be finite and not negative")
+    return experiment, number, noise, _arrays(content)
+
+
+def pack_reply(reply: TrainReply) -> RecordDict:
+    return RecordDict({
+        "arrays": _record(reply.update),
+        "metrics": MetricRecord({"epsilon": reply.epsilon, "weight": reply.weight, "steps": reply.steps}),
+        "config": ConfigRecord({"site": reply.site}),
+    })
+
+
+def pack_refusal(refusal: Refusal) -> RecordDict:
+    return RecordDict({"config": ConfigRecord({"site": refusal.site, "refused": refusal.reason})})
+
+
+def unpack_reply(content: RecordDict, shapes: Shapes) -> TrainReply | Refusal:
+    """Check a reply against the shapes that were asked for; MessageError names the first thing that is wrong."""
+    if set(content.keys()) == {"config"}:
+        config = _config(content, {"site", "refused"})
+        return Refusal(site=str(config["site"])[:40], reason=str(config["refused"])[:300])
+    _only(content, {"arrays", "metrics", "config"}, "the reply")
+    site = str(_config(content, {"site"})["site"])[:40]
+    metrics = content["metrics"]
+    if not isinstance(metrics, MetricRecord):
+        raise MessageError(f"the reply of {site} has no metrics record")
+    _only(metrics, {"epsilon", "weight", "steps"}, f"the metrics of {site}")
+    epsilon, weight, steps = metrics["epsilon"], metrics["weight"], metrics["steps"]
+    if not isinstance(epsilon, float) or math.isnan(epsilon) or epsilon < 0:
+        raise MessageError(f"{site} states epsilon {epsilon}")
+    if not isinstance(weight, float) or not math.isfinite(weight) or weight <= 0:
+        raise MessageError(f"{site} states weight {weight}; a weight is positive")
+    if not isinstance(steps, int):
+        raise MessageError(f"{site} states steps {steps}")
+    arrays = _arrays(content)
+    update = tensors(arrays, shapes, f"the update of {site}")
+    return TrainReply(site, update, epsilon, weight, steps, sum(len(a.data) for a in arrays.values()))
+
+
+def tensors(arrays: ArrayRecord, shapes: Shapes, what: str) -> dict[str, Tensor]:
+    """Arrays -> float32 tensors, when names, shapes and dtypes are those of `shapes` and all values are finite."""
+    _only(arrays, set(shapes), what)
+    out: dict[str, Tensor] = {}
+    for name, shape in shapes.items():
+        array = arrays[name]
+        if array.dtype != "float32" or tuple(array.shape) != tuple(shape):
+            raise MessageError(f"{what}: `{name}` is {array.dtype} {tuple(array.shape)}, expected float32 {tuple(shape)}")
+        value = array.numpy()
+        if not np.isfinite(value).all():
+            raise MessageError(f"{what}: `{name}` holds a value that is not finite")
+        out[name] = torch.from_numpy(value.copy())
+    return out
+
+
+def _record(values: Mapping[str, Tensor]) -> ArrayRecord:
+    return ArrayRecord({name: t.detach().cpu().float().contiguous() for name, t in values.items()})
+
+
+def _only(record: Mapping[str, object], names: set[str], what: str) -> None:
+    extra, missing = set(record.keys()) - names, names - set(record.keys())
+    if extra:
+        raise MessageError(f"{what} holds `{sorted(extra)[0][:60]}`, which may not travel")
+    if missing:
+        raise MessageError(f"{what} lacks `{sorted(missing)[0]}`")
+
+
+def _config(content: RecordDict, names: set[str]) -> ConfigRecord:
+    config = content["config"]
+    if not isinstance(config, ConfigRecord):
+        raise MessageError("the message has no config record")
+    _only(config, names, "the config")
+    return config
+
+
+def _arrays(content: RecordDict) -> ArrayRecord:
+    arrays = content["arrays"]
+    if not isinstance(arrays, ArrayRecord):
+        raise MessageError("the message has no array record")
+    return arrays

@@ -1,0 +1,106 @@
+"""Read and write weights: safetensors only, never pickle; a sha256 beside every base.
+
+A base is two files, NAME.safetensors (fp16) and NAME.json (sha256, network settings, labels, how it was made). The
+shipped ones lie in the package `weights`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from shared.config import Network, validate
+from shared.errors import WeightsError
+from shared.network import Model
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """Write tensors to a temporary name, rename, and return the file's sha256 in hex."""
+    data: bytes = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, dict(metadata or {}))
+    write_bytes(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file durably: temporary name, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """Read tensors; WeightsError when the file is missing, is not safetensors, or is not the one named by `sha256`."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"cannot read weights {path}: {error.strerror or error}") from error
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise WeightsError(f"{path} was altered: its sha256 is {found[:12]}..., its card says {sha256[:12]}...; reinstall it")
+    try:
+        tensors: dict[str, Tensor] = load(data)
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is not a safetensors file") from error
+    return tensors
+
+
+def base_path(base: str) -> Path:
+    """The weights file of a shipped base by name, or the path itself; WeightsError lists what there is."""
+    if base.endswith(".safetensors"):
+        return Path(base)
+    folder = Path(str(importlib.resources.files("weights")))
+    path = folder / f"{base}.safetensors"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none"
+        raise WeightsError(f"no base is called `{base}`; shipped: {known}; or give a path to a .safetensors file")
+    return path
+
+
+def card(base: str) -> dict[str, Any]:
+    """The card of a base, as a dictionary."""
+    path = base_path(base).with_suffix(".json")
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"the card {path} of the base is missing or damaged") from error
+    return found
+
+
+def load_base(base: str, settings: Network, classes: dict[str, str]) -> Model:
+    """A model with the weights of a base and a prior for the experiment's classes.
+
+    base   a shipped name, a path, or "none" for random weights whose prior is standard normal
+    Raises WeightsError when the base was made for another network than `settings`.
+    """
+    if base == "none":
+        return Model(settings, tuple(classes), classes)
+    about = card(base)
+    made_for = validate(about["network"], Network, source=f"card of {base}")
+    if made_for != settings:
+        different = [k for k in Network.model_fields if getattr(made_for, k) != getattr(settings, k)]
+        raise WeightsError(f"the base `{base}` was made for another network; differing settings: {', '.join(different)}")
+    labels = tuple(about["labels"])
+    unknown = [name for name in classes.values() if name not in (*labels, "any")]
+    if unknown:
+        raise WeightsError(f"`classes` maps to `{unknown[0]}`; the base knows {', '.join(labels)} and any")
+    tensors = {k: t.float() for k, t in read(base_path(base), about["sha256"]).items()}
+    model = Model(settings, labels, classes)
+    offset = tensors["prior.offset"]
+    rows = torch.cat([offset, offset.mean(0, keepdim=True)])
+    tensors["prior.offset"] = rows[model.to_base]
+    model.load_state_dict(tensors)
+    return model
