@@ -1,0 +1,74 @@
+"""Rebuild, do not scrub: a new record is made from the allow-list, and the source is thrown away.
+
+Guarantee: every attribute of the result, at every level, comes from a rule of `client.profile`; texts are constants of
+that table or words it lists; numbers are inside its ranges; UIDs and the patient identifier are keyed. Pixels are masked
+to the bits stored and have their exact length. Codes claimed: 113100 (Basic Application Confidentiality Profile) and no
+other, because no other option runs.
+
+Edge cases: a required attribute that is missing, repeated or out of range quarantines the record; anything optional that
+is not valid is left out. Source: DICOM PS3.15 2026d, E.1; PS3.5, 9.1 and B.2 for UIDs.
+
+Left out: cleaning of text in the pixels and of faces; retention options; references to other objects.
+"""
+
+from __future__ import annotations
+
+import io
+
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from client import enhanced, gates, pixels, rules
+from client.manifest import Reason, Withheld
+from client.profile import SOP_CLASSES
+from client.redaction import guarded
+
+IMPLEMENTATION_UID = "2.25.292614219327341873105482071862411273431"
+IMPLEMENTATION_NAME = "FEDSYNTH_0"
+PREAMBLE = b"De-identified by fedsynth: rebuilt from an allow-list (DICOM PS3.15 2026d, 113100)".ljust(128, b"\0")
+
+
+def rebuild(source: FileDataset, key: bytes) -> Dataset:
+    """A new dataset that holds what the allow-list permits of `source`. Raises Withheld with the reason.
+
+    source  as read by `client.reader.whole`
+    key     the site's 32 bytes
+    """
+    return guarded(Reason.UNREADABLE, lambda: _rebuild(source, key))
+
+
+def _rebuild(source: FileDataset, key: bytes) -> Dataset:
+    gates.check(source)
+    sop_class = str(source.SOPClassUID)
+    _, table = SOP_CLASSES[sop_class]
+    result = Dataset()
+    result.SOPClassUID = sop_class
+    rules.apply(table, source, result, key)
+    if "NumberOfFrames" in result:
+        enhanced.apply_groups(source, result, key)
+    elif gates.words(source, "NumberOfFrames") not in {(), ("1",)}:
+        raise Withheld(Reason.PIXEL_FORMAT)
+    result.PixelData = pixels.samples(source, str(source.file_meta.TransferSyntaxUID), result)
+    result["PixelData"].VR = "OW" if result.BitsAllocated > 8 else "OB"
+    result.file_meta = file_meta(result)
+    return result
+
+
+def file_meta(result: Dataset) -> FileMetaDataset:
+    """New file meta information: nothing of the source's."""
+    meta = FileMetaDataset()
+    meta.FileMetaInformationVersion = b"\0\1"
+    meta.MediaStorageSOPClassUID = result.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = result.SOPInstanceUID
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationClassUID = IMPLEMENTATION_UID
+    meta.ImplementationVersionName = IMPLEMENTATION_NAME
+    return meta
+
+
+def encode(result: Dataset) -> bytes:
+    """The rebuilt record as a Part 10 file: our own preamble and meta, explicit little endian."""
+    file = FileDataset("", result, preamble=PREAMBLE, file_meta=result.file_meta, implicit_vr=False, little_endian=True)
+    buffer = io.BytesIO()
+    file.save_as(buffer, enforce_file_format=True, implicit_vr=False, little_endian=True)
+    return buffer.getvalue()

@@ -1,0 +1,159 @@
+"""A folder of DICOM files to patients: headers first, then one series of each study, rebuilt and stacked.
+
+Only the rebuilt records reach the volume; the source datasets are dropped file by file.
+
+Left out: pulling from a PACS; parallel reading.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from client import deidentify, enhanced, gates, profile, pseudonym, reader, rules, series, volumes
+from client.inputs import Cut, Found, Inputs
+from client.manifest import Reason, Withheld
+from client.redaction import guarded
+
+WANTED = frozenset(
+    {"SOPClassUID", "DirectoryRecordSequence", "ConversionType", "SecondaryCaptureDeviceManufacturer", "ImageType"}
+    | {"BurnedInAnnotation", "ComplexImageComponent", "PatientID", "IssuerOfPatientID", *series.WORDS}
+    | {rule.keyword for _, table in profile.SOP_CLASSES.values() for rule in table if rule.kind != "pixels"}
+    | {rule.keyword for rule in (*series.KEYS.values(), *series.PHYSICS.values())}
+)
+
+
+@dataclass
+class Series:
+    """The frames of one series of one study of one patient; tokens are keyed."""
+
+    token: str
+    frames: list[series.Frame] = field(default_factory=list)
+    physics: series.Physics | None = None
+
+    @property
+    def files(self) -> set[int]:
+        return {frame.file for frame in self.frames}
+
+
+@dataclass
+class Person:
+    """The studies of one patient, by the study's token, then by the series' token."""
+
+    identifier: str = ""
+    studies: dict[str, dict[str, Series]] = field(default_factory=lambda: defaultdict(dict))
+
+
+def patients(inputs: Inputs, cut: Cut) -> Iterator[Found]:
+    """Every patient with at least one usable series; each file of the inputs has its verdict when this ends."""
+    people = _scan(inputs)
+    for name in sorted(people):
+        studies = people[name].studies
+        pictures = [
+            _study(inputs, studies[study], cut, share(cut.slices, number, len(studies)))
+            for number, study in enumerate(sorted(studies))
+        ]
+        usable = [x_SHW for x_SHW in pictures if x_SHW is not None and len(x_SHW)]
+        if usable:
+            yield Found(name, people[name].identifier, -1, np.concatenate(usable))
+
+
+def share(slices: int, number: int, studies: int) -> int:
+    """A patient's slices are shared out over the studies, so that no patient has more than another for having more."""
+    return max(1, slices // studies + (number < slices % studies))
+
+
+def _scan(inputs: Inputs) -> dict[str, Person]:
+    people: dict[str, Person] = defaultdict(Person)
+    met: set[str] = set()
+    for file in inputs.open():
+        try:
+            header = reader.header(inputs.paths[file], WANTED)
+            guarded(Reason.UNREADABLE, lambda: _file_away(inputs, file, header, people, met))  # noqa: B023
+        except Withheld as withheld:
+            inputs.give(file, withheld.reason)
+        inputs.seen(file)
+    return people
+
+
+def _file_away(inputs: Inputs, file: int, header: Dataset, people: dict[str, Person], met: set[str]) -> None:
+    key = inputs.key
+    instance, study, group = (
+        "".join(gates.words(header, f"{level}InstanceUID")) for level in ("SOP", "Study", "Series")
+    )
+    if instance:
+        inputs.know(file, token=pseudonym.token(key, "uid", instance))
+    if group:
+        inputs.know(file, series=pseudonym.token(key, "uid", group))
+    name = profile.SOP_CLASSES.get("".join(gates.words(header, "SOPClassUID")), (None,))[0]
+    inputs.know(file, sop_class=name)
+    if "".join(gates.words(header, "PatientID")):
+        inputs.know(file, patient=rules.patient_of(header, key))
+    gates.check(header)
+    if not (instance and study and group):
+        raise Withheld(Reason.REQUIRED)
+    if instance in met:
+        raise Withheld(Reason.DUPLICATE)
+    frames = series.frames_of(header, file)
+    met.add(instance)
+    person = people[rules.patient_of(header, key)]
+    person.identifier = pseudonym.token(key, "label", rules.identifier_of(header))
+    place = person.studies[pseudonym.token(key, "uid", study)]
+    token = pseudonym.token(key, "uid", group)
+    place.setdefault(token, Series(token)).frames.extend(frames)
+    place[token].physics = place[token].physics or series.physics_of(header)
+
+
+def _study(inputs: Inputs, found: dict[str, Series], cut: Cut, slices: int) -> np.ndarray | None:
+    """The pictures of the best series of a study that makes a volume; every file of the study gets its verdict."""
+    candidates = []
+    for token in sorted(found):
+        try:
+            volume = series.first_volume(found[token].frames)
+            if len(volume) < cut.minimum:
+                raise Withheld(Reason.FEW_SLICES)
+        except Withheld as withheld:
+            _give(inputs, found[token].files, withheld.reason)
+            continue
+        physics = found[token].physics
+        assert physics is not None
+        candidates.append((series.rank(volume, physics), token, volume))
+    pictures = None
+    for _, token, volume in sorted(candidates, key=lambda candidate: candidate[:2]):
+        if pictures is not None:
+            _give(inputs, found[token].files, Reason.OTHER_SERIES)
+            continue
+        try:
+            pictures = _pictures(inputs, volume, cut.size, slices)
+        except Withheld as withheld:
+            _give(inputs, found[token].files, withheld.reason)
+            continue
+        _give(inputs, {frame.file for frame in volume}, Reason.OK)
+        _give(inputs, found[token].files, Reason.OTHER_VOLUME)
+    return pictures
+
+
+def _give(inputs: Inputs, files: set[int], reason: Reason) -> None:
+    for file in sorted(files):
+        inputs.give(file, reason)
+
+
+def _pictures(inputs: Inputs, volume: list[series.Frame], size: int, slices: int) -> np.ndarray:
+    by_file: dict[int, list[int]] = defaultdict(list)
+    for frame in volume:
+        by_file[frame.file].append(frame.number)
+    singles: list[Dataset] = []
+    for file, numbers in by_file.items():
+        try:
+            rebuilt = deidentify.rebuild(reader.whole(inputs.paths[file]), inputs.key)
+        except Withheld as withheld:
+            inputs.give(file, withheld.reason)
+            raise Withheld(Reason.GEOMETRY) from None
+        parts = enhanced.split(rebuilt) if "NumberOfFrames" in rebuilt else [rebuilt]
+        singles += [parts[number] for number in numbers]
+    volume_RAS, spacing_mm = volumes.from_series(singles)
+    return volumes.axial(volume_RAS, spacing_mm, size=size, count=slices)

@@ -1,0 +1,100 @@
+"""The files of one ingest and what became of each: every file ends with exactly one verdict.
+
+Left out: reading the files (`client.dicom`, `client.images`, `client.nifti`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from client import pseudonym
+from client.manifest import Entry, Reason, Verdict
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How patients become slices: picture size, slices kept of a patient, least slices of a series."""
+
+    size: int
+    slices: int
+    minimum: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """One patient as read. `identifier`: keyed token of the identifier alone, for labels; `label`: -1 when unknown."""
+
+    pseudonym: str
+    identifier: str
+    label: int
+    x_SHW: np.ndarray
+
+
+class Inputs:
+    """Files by number, and their entries of the manifest."""
+
+    def __init__(
+        self,
+        folder: Path,
+        files: list[tuple[Path, Reason | None]],
+        key: bytes,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.folder, self.key = folder, key
+        self.paths = [path for path, _ in files]
+        self._progress = progress
+        self._entries = [
+            Entry(pseudonym.token(key, "file", str(path.relative_to(folder))), Reason.UNREADABLE) for path, _ in files
+        ]
+        self._decided: set[int] = set()
+        self._seen: set[int] = set()
+        for number, (_, unfit) in enumerate(files):
+            if unfit is not None:
+                self.give(number, unfit)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self) -> list[int]:
+        """Numbers of the files that have no verdict yet."""
+        return [number for number in range(len(self)) if number not in self._decided]
+
+    def parts(self, number: int) -> tuple[str, ...]:
+        """Path of a file below the data folder. Patient data: compare it, never write it."""
+        return self.paths[number].relative_to(self.folder).parts
+
+    def know(self, number: int, **fields: str | None) -> None:
+        """Note what is known of a file: token, patient, sop_class, series."""
+        self._entries[number] = replace(self._entries[number], **fields)  # type: ignore[arg-type]
+
+    def seen(self, number: int) -> None:
+        """A first look at the file is done; half of its progress."""
+        self._seen.add(number)
+        self._tell()
+
+    def give(self, number: int, reason: Reason) -> None:
+        """The verdict on a file; the first one stands."""
+        if number not in self._decided:
+            self._entries[number] = self._entries[number].because(reason)
+            self._decided.add(number)
+            self._seen.add(number)
+            self._tell()
+
+    def entry(self, number: int) -> Entry:
+        return self._entries[number]
+
+    def entries(self, sha256: dict[str, str]) -> list[Entry]:
+        """All entries, each with a verdict; `sha256`: of each patient's file by pseudonym, for the files that went in."""
+        assert len(self._decided) == len(self), "a file without a verdict"
+        return [
+            replace(entry, sha256=sha256.get(entry.patient or "")) if entry.reason.verdict is Verdict.PASS else entry
+            for entry in self._entries
+        ]
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            self._progress(len(self._seen) + len(self._decided), 2 * len(self))

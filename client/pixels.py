@@ -1,0 +1,68 @@
+"""Samples, and nothing but samples.
+
+Whatever hides beside the samples goes: bits above Bits Stored, bytes after the last sample, frames beyond Number of
+Frames, and everything inside a compressed stream that is not picture (comments, application segments).
+
+Left out: colour, floating-point samples, 32-bit samples.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.pixels import get_decoder
+
+from client.manifest import Reason, Withheld
+from client.reader import NATIVE
+
+LIMIT_SAMPLES = 1 << 30
+
+
+def samples(source: Dataset, syntax: str, description: Dataset) -> bytes:
+    """The frames as little-endian bytes of exactly frames x rows x columns x bytes per sample (+ 1 to make it even).
+
+    source       the dataset as read, with its pixel data
+    syntax       its transfer syntax
+    description  the rebuilt attributes of the picture (rows, columns, bits), already checked against the table
+    """
+    frames = int(description.get("NumberOfFrames", 1))
+    rows, columns = int(description.Rows), int(description.Columns)
+    allocated, stored = int(description.BitsAllocated), int(description.BitsStored)
+    if allocated not in (8, 16) or stored > allocated or int(description.HighBit) != stored - 1:
+        raise Withheld(Reason.PIXEL_FORMAT)
+    if frames * rows * columns > LIMIT_SAMPLES:
+        raise Withheld(Reason.TOO_LARGE)
+    shape = (frames, rows, columns)
+    signed = bool(description.PixelRepresentation)
+    raw = _native(source, syntax, shape, allocated) if syntax in NATIVE else _decoded(source, syntax, shape)
+    clean = masked(raw, stored, signed=signed)
+    content = clean.astype(f"<{'i' if signed else 'u'}{allocated // 8}").tobytes()
+    return content + b"\0" * (len(content) % 2)
+
+
+def _native(source: Dataset, syntax: str, shape: tuple[int, int, int], allocated: int) -> np.ndarray:
+    if "PixelData" not in source:
+        raise Withheld(Reason.PIXEL_FORMAT)
+    content = bytes(source.PixelData)
+    length = int(np.prod(shape)) * allocated // 8
+    big = syntax == "1.2.840.10008.1.2.2"
+    if big and allocated == 8 and source["PixelData"].VR == "OW":  # 8-bit samples in swapped 16-bit words
+        content = np.frombuffer(content[: len(content) // 2 * 2], ">u2").astype("<u2").tobytes()
+    if len(content) < length:
+        raise Withheld(Reason.TRUNCATED)
+    return np.frombuffer(content[:length], f"{'>' if big else '<'}u{allocated // 8}").reshape(shape)
+
+
+def _decoded(source: Dataset, syntax: str, shape: tuple[int, int, int]) -> np.ndarray:
+    array, _ = get_decoder(syntax).as_array(source, raw=True, allow_excess_frames=False)
+    if array.size != np.prod(shape) or array.dtype.kind not in "iu":
+        raise Withheld(Reason.TRUNCATED)
+    return np.asarray(array).reshape(shape)
+
+
+def masked(raw: np.ndarray, stored: int, *, signed: bool) -> np.ndarray:
+    """Integer samples cut to their lowest `stored` bits; negative numbers keep their sign by extension."""
+    bits = raw.astype(np.int32) & ((1 << stored) - 1)
+    if signed:
+        bits = np.where(bits >= 1 << (stored - 1), bits - (1 << stored), bits)
+    return bits
