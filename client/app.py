@@ -12,11 +12,11 @@ from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from privacy.accounting import Event
+from privacy.ledger import Ledger
 
 from client import dataset, policy
 from client.train import train
-from privacy.accounting import Event
-from privacy.ledger import Ledger
 from shared import messages, weights
 from shared.config import Site, read
 from shared.device import device_for

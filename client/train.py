@@ -66,8 +66,9 @@ def train(
         plain,
         noise_multiplier=noise_multiplier,
         max_grad_norm=privacy.max_grad_norm if noise_multiplier > 0 else None,
-        expected_batch_size=privacy.sampling_rate * expected_patients,
-        random=secure,
+        sampling_rate=privacy.sampling_rate,
+        expected_patients=expected_patients,
+        noise=secure,
     )
     # Encode once: the encoder is public and frozen
     patients = [encode(model, patient, device) for patient in cohort]

@@ -23,7 +23,11 @@ def load(folder: Path, number: int) -> dict[str, Tensor]:
 
 def latest(folder: Path) -> int | None:
     """The last round with a checkpoint, none when there is none."""
-    rounds = [int(m[1]) for p in folder.glob("round-*.safetensors") if (m := re.fullmatch(r"round-(\d+)\.safetensors", p.name))]
+    rounds = [
+        int(m[1])
+        for p in folder.glob("round-*.safetensors")
+        if (m := re.fullmatch(r"round-(\d+)\.safetensors", p.name))
+    ]
     return max(rounds, default=None)
 
 

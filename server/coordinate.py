@@ -43,8 +43,13 @@ def coordinate(grid: Grid, experiment: Experiment, out: Path) -> None:
     trainable = model.trainable(experiment.training.trainable)
     tensors: Tensors = {name: p.detach().cpu().clone() for name, p in trainable.items()}
     heldout = Heldout.load(out / "heldout.npz")
-    evaluator = Evaluator(heldout, bootstrap=experiment.evaluation.bootstrap, seed=experiment.seed,
-                          inception_weights=_inception_weights(), samples=experiment.evaluation.samples)
+    evaluator = Evaluator(
+        heldout,
+        bootstrap=experiment.evaluation.bootstrap,
+        seed=experiment.seed,
+        inception_weights=_inception_weights(),
+        samples=experiment.evaluation.samples,
+    )
     sites = len(experiment.sites) or experiment.cohort.sites
     rounds = experiment.training.rounds
     folder = out / "checkpoints"
@@ -58,8 +63,15 @@ def coordinate(grid: Grid, experiment: Experiment, out: Path) -> None:
     done = checkpoint.latest(folder)
     if done is None:
         work = plan(experiment)
-        events.write("run_started", rounds=rounds, sites=sites, noise_multiplier=work.noise_multiplier, nsr=work.nsr,
-                     trainable_parameters=work.trainable_parameters, device=device.type)
+        events.write(
+            "run_started",
+            rounds=rounds,
+            sites=sites,
+            noise_multiplier=work.noise_multiplier,
+            nsr=work.nsr,
+            trainable_parameters=work.trainable_parameters,
+            device=device.type,
+        )
         after_round(0, tensors)
         done = 0
     else:
@@ -68,17 +80,30 @@ def coordinate(grid: Grid, experiment: Experiment, out: Path) -> None:
     noise_multiplier = next(e["noise_multiplier"] for e in read(events.path) if e["event"] == "run_started")
     # Rounds
     strategy = PatientFedAvg(
-        experiment, tensors,
-        noise_multiplier=noise_multiplier, sites=sites, minimum_sites=experiment.release.minimum_sites or sites,
-        first_round=done + 1, events=events, after_round=after_round,
+        experiment,
+        tensors,
+        noise_multiplier=noise_multiplier,
+        sites=sites,
+        minimum_sites=experiment.release.minimum_sites or sites,
+        first_round=done + 1,
+        events=events,
+        after_round=after_round,
     )
     if done < rounds:
         strategy.start(grid, ArrayRecord(), num_rounds=rounds - done)
     events.write("run_finished", round=rounds)
 
 
-def _evaluate(number: int, tensors: Tensors, model: Model, experiment: Experiment, evaluator: Evaluator,
-              heldout: Heldout, events: Events, out: Path) -> None:
+def _evaluate(
+    number: int,
+    tensors: Tensors,
+    model: Model,
+    experiment: Experiment,
+    evaluator: Evaluator,
+    heldout: Heldout,
+    events: Events,
+    out: Path,
+) -> None:
     """Draw from the model of a round, measure against the held-out set, keep pictures, mark the best."""
     settings = experiment.evaluation
     events.write("evaluating", round=number)
@@ -89,8 +114,15 @@ def _evaluate(number: int, tensors: Tensors, model: Model, experiment: Experimen
     labels = torch.from_numpy(np.random.default_rng(experiment.seed).choice(heldout.label_N, settings.samples))
     device = next(model.parameters()).device
     with precision(experiment.performance, device):
-        x = sample(model, labels, rng=rng, sampler=settings.sampler, steps=settings.sampler_steps,
-                   guidance=settings.guidance, batch=experiment.performance.sampling_batch)
+        x = sample(
+            model,
+            labels,
+            rng=rng,
+            sampler=settings.sampler,
+            steps=settings.sampler_steps,
+            guidance=settings.guidance,
+            batch=experiment.performance.sampling_batch,
+        )
     images = to_bytes(x)
     folder = out / "samples"
     folder.mkdir(exist_ok=True)
@@ -99,8 +131,12 @@ def _evaluate(number: int, tensors: Tensors, model: Model, experiment: Experimen
     temporary.replace(folder / f"round-{number:03d}.npz")
     figures = evaluator(images)
     events.write("evaluated", round=number, metrics={name: figure.to_dict() for name, figure in figures.items()})
-    best = min((e for e in read(events.path) if e["event"] == "evaluated"), key=lambda e: e["metrics"][SELECTION_METRIC]["value"])
-    checkpoint.mark_best(out / "checkpoints", best["round"], SELECTION_METRIC, best["metrics"][SELECTION_METRIC]["value"])
+    trained = [e for e in read(events.path) if e["event"] == "evaluated" and e["round"] > 0]
+    if trained:
+        best = min(trained, key=lambda e: float(e["metrics"][SELECTION_METRIC]["value"]))
+        checkpoint.mark_best(
+            out / "checkpoints", best["round"], SELECTION_METRIC, best["metrics"][SELECTION_METRIC]["value"]
+        )
 
 
 def to_bytes(x_N1HW: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

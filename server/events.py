@@ -1,6 +1,6 @@
 """The run's own record of what happened: one JSON line an event, appended and flushed. No patient data.
 
-    {"seconds": 12.3, "event": "site_replied", "round": 2, "site": "north", "epsilon": 3.1, "bytes": 1040}
+{"seconds": 12.3, "event": "site_replied", "round": 2, "site": "north", "epsilon": 3.1, "bytes": 1040}
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from privacy.accounting import Event, epsilon, noise_multiplier_for, nsr
+
 from shared import weights
 from shared.config import Experiment
 from shared.errors import PrivacyError
@@ -36,12 +37,18 @@ def plan(experiment: Experiment, *, force: bool = False) -> Plan:
     if privacy.epsilon is None:
         return Plan(trainable, total, steps, 0.0, None, None)
     noise = noise_multiplier_for(
-        epsilon=privacy.epsilon, delta=privacy.delta, sampling_rate=privacy.sampling_rate, steps=steps)
-    ratio = nsr(parameters=trainable, noise_multiplier=noise, sampling_rate=privacy.sampling_rate,
-                patients=experiment.expected_patients)
+        epsilon=privacy.epsilon, delta=privacy.delta, sampling_rate=privacy.sampling_rate, steps=steps
+    )
+    ratio = nsr(
+        parameters=trainable,
+        noise_multiplier=noise,
+        sampling_rate=privacy.sampling_rate,
+        patients=experiment.expected_patients,
+    )
     if ratio > privacy.max_nsr and not force:
         raise PrivacyError(
             f"the noise would be {ratio:.3g} times the largest possible signal (`privacy.max_nsr` is {privacy.max_nsr:g}); "
-            f"train fewer parameters ({trainable} now), fewer steps ({steps} now), or more patients")
+            f"train fewer parameters ({trainable} now), fewer steps ({steps} now), or more patients"
+        )
     spent = epsilon([Event(noise, privacy.sampling_rate, steps)], privacy.delta)
     return Plan(trainable, total, steps, noise, spent, ratio)

@@ -55,12 +55,16 @@ class PatientFedAvg(FedAvg):  # type: ignore[misc]  # flwr is untyped for us
         self.events, self.after_round = events, after_round
         self.join_timeout_s = join_timeout_s
 
-    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
         """One request for every node."""
         number = self.first_round + server_round - 1
         nodes = self._wait_for_nodes(grid)
         self.events.write("round_started", round=number, asked=len(nodes))
-        content = messages.pack_request(messages.TrainRequest(self.experiment, number, self.noise_multiplier, self.tensors))
+        content = messages.pack_request(
+            messages.TrainRequest(self.experiment, number, self.noise_multiplier, self.tensors)
+        )
         return [Message(content=content, message_type=MessageType.TRAIN, dst_node_id=node) for node in nodes]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
@@ -80,14 +84,17 @@ class PatientFedAvg(FedAvg):  # type: ignore[misc]  # flwr is untyped for us
             self.events.write("site_replied", round=number, site=reply.site, epsilon=reply.epsilon, bytes=reply.bytes)
         if total is None or len(seen) < self.minimum_sites:
             raise FederationError(
-                f"round {number}: {len(seen)} of {self.sites} sites contributed, the experiment requires {self.minimum_sites}")
+                f"round {number}: {len(seen)} of {self.sites} sites contributed, the experiment requires {self.minimum_sites}"
+            )
         for name, t in self.tensors.items():
             t.add_(total[name] / weight)
         self.events.write("round_finished", round=number, contributed=sorted(seen))
         self.after_round(number, self.tensors)
         return ArrayRecord(), MetricRecord()
 
-    def _open(self, message: Message, expected: messages.Shapes, number: int, seen: set[str]) -> messages.TrainReply | None:
+    def _open(
+        self, message: Message, expected: messages.Shapes, number: int, seen: set[str]
+    ) -> messages.TrainReply | None:
         """A checked reply, or none after the reason has been recorded."""
         site, reason = f"node {message.metadata.src_node_id}", "the app at the site failed; its own log says why"
         if not message.has_error():
@@ -108,6 +115,8 @@ class PatientFedAvg(FedAvg):  # type: ignore[misc]  # flwr is untyped for us
         while len(nodes := sorted(grid.get_node_ids())) < self.sites and time.monotonic() < deadline:
             time.sleep(0.5)
         if len(nodes) < self.minimum_sites:
-            raise FederationError(f"{len(nodes)} of {self.sites} sites joined within {self.join_timeout_s:.0f} s, "
-                                  f"the experiment requires {self.minimum_sites}")
+            raise FederationError(
+                f"{len(nodes)} of {self.sites} sites joined within {self.join_timeout_s:.0f} s, "
+                f"the experiment requires {self.minimum_sites}"
+            )
         return nodes

@@ -1,0 +1,61 @@
+"""The command `fedsynth`: gathers each room's commands by the entry-point group `fedsynth.commands`, imports nothing upward.
+
+Errors of ours are printed as one line and set the exit code; others keep their traceback, without local variables, because
+those could hold patient data.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points, version
+
+import click
+import typer
+
+from shared.errors import FedsynthError
+
+TOP_LEVEL = "simulations"  # this room's commands stand beside the others' groups
+
+
+def build() -> typer.Typer:
+    """All commands. A room that is not installed (simulations is not in the wheel) is left out."""
+    root = typer.Typer(
+        name="fedsynth",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_show_locals=False,
+        help="Hospitals train one diffusion model together, with differential privacy per patient.",
+        epilog="Start here: fedsynth simulate configs/demo.yaml",
+    )
+
+    @root.callback(invoke_without_command=True)
+    def about(show_version: bool = typer.Option(False, "--version", help="Print the version.", is_eager=True)) -> None:
+        if show_version:
+            typer.echo(f"fedsynth {version('fedsynth')}")
+            raise typer.Exit
+
+    for room in sorted(entry_points(group="fedsynth.commands"), key=lambda e: e.name):
+        try:
+            commands = room.load()
+        except ModuleNotFoundError as error:
+            if error.name and error.name.partition(".")[0] == room.name:
+                continue
+            raise
+        root.add_typer(commands, name=None if room.name == TOP_LEVEL else room.name)
+    return root
+
+
+def main() -> None:
+    """Entry point of the command."""
+    try:
+        code = build()(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except FedsynthError as error:
+        typer.echo(f"fedsynth: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        typer.echo("fedsynth: interrupted; run the same command again to go on", err=True)
+        sys.exit(130)

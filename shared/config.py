@@ -165,7 +165,9 @@ class Experiment(Record):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
     data: str = "phantoms"
-    classes: dict[str, str] = Field(default={"healthy": "healthy", "atrophy": "atrophy", "lesion": "lesion"}, min_length=1)
+    classes: dict[str, str] = Field(
+        default={"healthy": "healthy", "atrophy": "atrophy", "lesion": "lesion"}, min_length=1
+    )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     base: str = "phantoms-64"
     sites: tuple[Site, ...] = ()
@@ -180,12 +182,11 @@ class Experiment(Record):
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
         if (self.data == "sites") != bool(self.sites):
-            raise ValueError('`data: sites` and a list of `sites` go together; give both or neither')
+            raise ValueError("`data: sites` and a list of `sites` go together; give both or neither")
         names = [site.name for site in self.sites]
         if len(set(names)) != len(names):
             raise ValueError("two sites have the same name; give each its own")
         return self
-
 
     @property
     def expected_patients(self) -> int:
@@ -255,6 +256,8 @@ def _keys_at(kind: type[Record], location: tuple[int | str, ...]) -> list[str]:
         if isinstance(part, int):
             continue
         annotation = kind.model_fields[part].annotation
-        inner = [arg for arg in getattr(annotation, "__args__", ()) if isinstance(arg, type) and issubclass(arg, Record)]
+        inner = [
+            arg for arg in getattr(annotation, "__args__", ()) if isinstance(arg, type) and issubclass(arg, Record)
+        ]
         kind = inner[0] if inner else annotation  # type: ignore[assignment]
     return list(kind.model_fields)

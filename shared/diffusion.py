@@ -40,8 +40,14 @@ class Process:
         self.alpha, self.sigma = bar.sqrt(), (1 - bar).sqrt()
 
     def loss(
-        self, denoiser: Denoiser, x_B1HW: Tensor, label_B: Tensor, z_BF: Tensor,
-        *, label_dropout: float, rng: torch.Generator | None = None,
+        self,
+        denoiser: Denoiser,
+        x_B1HW: Tensor,
+        label_B: Tensor,
+        z_BF: Tensor,
+        *,
+        label_dropout: float,
+        rng: torch.Generator | None = None,
     ) -> Tensor:
         """Mean squared error of the velocity: E |v_theta(x_t) - v|^2 with v = alpha eps - sigma x (Salimans & Ho, eq. in app. D).
 
@@ -82,8 +88,11 @@ def sample(
         label_B = label_N[start : start + batch].to(device)
         b = len(label_B)
         u_B = torch.rand(b, generator=rng) * 2 - 1
-        z_BF = model.prior.sample(label_B.cpu(), u_B, rng) if device.type == "cpu" else (
-            model.prior.sample(label_B, u_B.to(device), rng))
+        z_BF = (
+            model.prior.sample(label_B.cpu(), u_B, rng)
+            if device.type == "cpu"
+            else (model.prior.sample(label_B, u_B.to(device), rng))
+        )
         x = torch.randn(b, 1, size, size, generator=rng).to(device)
         scheduler = _scheduler(sampler)
         scheduler.set_timesteps(steps)
@@ -105,5 +114,6 @@ def sample(
 def _scheduler(sampler: str) -> Any:
     if sampler == "ddim":
         return DDIMScheduler(**_SCHEDULE, timestep_spacing="trailing", clip_sample=True)
-    return DPMSolverMultistepScheduler(**_SCHEDULE, timestep_spacing="trailing", algorithm_type="dpmsolver++",
-                                       solver_order=2, final_sigmas_type="zero")
+    return DPMSolverMultistepScheduler(
+        **_SCHEDULE, timestep_spacing="trailing", algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero"
+    )

@@ -60,11 +60,13 @@ class Refusal:
 
 
 def pack_request(request: TrainRequest) -> RecordDict:
-    config = ConfigRecord({
-        "experiment": request.experiment.model_dump_json(),
-        "round": request.round,
-        "noise-multiplier": request.noise_multiplier,
-    })
+    config = ConfigRecord(
+        {
+            "experiment": request.experiment.model_dump_json(),
+            "round": request.round,
+            "noise-multiplier": request.noise_multiplier,
+        }
+    )
     return RecordDict({"arrays": _record(request.tensors), "config": config})
 
 
@@ -86,11 +88,13 @@ def unpack_request(content: RecordDict) -> tuple[Experiment, int, float, ArrayRe
 
 
 def pack_reply(reply: TrainReply) -> RecordDict:
-    return RecordDict({
-        "arrays": _record(reply.update),
-        "metrics": MetricRecord({"epsilon": reply.epsilon, "weight": reply.weight, "steps": reply.steps}),
-        "config": ConfigRecord({"site": reply.site}),
-    })
+    return RecordDict(
+        {
+            "arrays": _record(reply.update),
+            "metrics": MetricRecord({"epsilon": reply.epsilon, "weight": reply.weight, "steps": reply.steps}),
+            "config": ConfigRecord({"site": reply.site}),
+        }
+    )
 
 
 def pack_refusal(refusal: Refusal) -> RecordDict:
@@ -127,7 +131,9 @@ def tensors(arrays: ArrayRecord, shapes: Shapes, what: str) -> dict[str, Tensor]
     for name, shape in shapes.items():
         array = arrays[name]
         if array.dtype != "float32" or tuple(array.shape) != tuple(shape):
-            raise MessageError(f"{what}: `{name}` is {array.dtype} {tuple(array.shape)}, expected float32 {tuple(shape)}")
+            raise MessageError(
+                f"{what}: `{name}` is {array.dtype} {tuple(array.shape)}, expected float32 {tuple(shape)}"
+            )
         value = array.numpy()
         if not np.isfinite(value).all():
             raise MessageError(f"{what}: `{name}` holds a value that is not finite")

@@ -50,7 +50,9 @@ def read(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         raise WeightsError(f"cannot read weights {path}: {error.strerror or error}") from error
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256:
-        raise WeightsError(f"{path} was altered: its sha256 is {found[:12]}..., its card says {sha256[:12]}...; reinstall it")
+        raise WeightsError(
+            f"{path} was altered: its sha256 is {found[:12]}..., its card says {sha256[:12]}...; reinstall it"
+        )
     try:
         tensors: dict[str, Tensor] = load(data)
     except SafetensorError as error:
@@ -92,7 +94,9 @@ def load_base(base: str, settings: Network, classes: dict[str, str]) -> Model:
     made_for = validate(about["network"], Network, source=f"card of {base}")
     if made_for != settings:
         different = [k for k in Network.model_fields if getattr(made_for, k) != getattr(settings, k)]
-        raise WeightsError(f"the base `{base}` was made for another network; differing settings: {', '.join(different)}")
+        raise WeightsError(
+            f"the base `{base}` was made for another network; differing settings: {', '.join(different)}"
+        )
     labels = tuple(about["labels"])
     unknown = [name for name in classes.values() if name not in (*labels, "any")]
     if unknown:

@@ -27,7 +27,10 @@ IMAGES = (".png", ".jpg", ".jpeg")
 def build(experiment: Experiment, out: Path, progress: Callable[[str], None]) -> tuple[list[Site], Site]:
     """Write everything under `out`; returns the sites and the held-out cohort as one more site ("heldout")."""
     if experiment.data == "sites":
-        sites, heldout = list(experiment.sites), _phantom_site(experiment, "heldout", len(NAMES), out, experiment.cohort.heldout_patients)
+        sites, heldout = (
+            list(experiment.sites),
+            _phantom_site(experiment, "heldout", len(NAMES), out, experiment.cohort.heldout_patients),
+        )
         progress("held-out cohort: phantoms, because the listed sites keep their patients")
     elif experiment.data == "phantoms":
         names = [site_name(i) for i in range(experiment.cohort.sites)]
@@ -59,16 +62,36 @@ def _with_cap(site: Site, experiment: Experiment) -> Site:
 def _phantom_site(experiment: Experiment, name: str, index: int, out: Path, patients: int) -> Site:
     rng = np.random.default_rng((experiment.seed, index))
     heldout = name == "heldout"
-    look = phantoms.Look() if heldout else phantoms.Look(
-        contrast=float(rng.uniform(-0.08, 0.08)), noise=float(rng.uniform(0.6, 1.8)), bias=float(rng.uniform(0.6, 1.6)))
+    look = (
+        phantoms.Look()
+        if heldout
+        else phantoms.Look(
+            contrast=float(rng.uniform(-0.08, 0.08)),
+            noise=float(rng.uniform(0.6, 1.8)),
+            bias=float(rng.uniform(0.6, 1.6)),
+        )
+    )
     mix = None if heldout else rng.dirichlet(np.full(len(phantoms.CLASSES), 3.0)).tolist()
     folder = out / "hospitals" / name
     if not (folder / "labels.csv").exists():
         phantom_dicom.write_hospital(
-            folder, rng, patients=patients, size=experiment.network.image_size, look=look, mix=mix,
-            planted=name == experiment.cohort.planted)
-    return Site(name=name, data=folder, format="dicom", labels=folder / "labels.csv", face_removal="none",
-                epsilon_cap=max(8.0, experiment.privacy.epsilon or 8.0), delta=experiment.privacy.delta)
+            folder,
+            rng,
+            patients=patients,
+            size=experiment.network.image_size,
+            look=look,
+            mix=mix,
+            planted=name == experiment.cohort.planted,
+        )
+    return Site(
+        name=name,
+        data=folder,
+        format="dicom",
+        labels=folder / "labels.csv",
+        face_removal="none",
+        epsilon_cap=max(8.0, experiment.privacy.epsilon or 8.0),
+        delta=experiment.privacy.delta,
+    )
 
 
 def _deal(experiment: Experiment, source: Path, out: Path) -> tuple[list[Site], Site]:
@@ -79,14 +102,22 @@ def _deal(experiment: Experiment, source: Path, out: Path) -> tuple[list[Site], 
     missing = [name for name in experiment.classes if not (source / name).is_dir()]
     if missing:
         raise DataError(f"{source} has no folder for the class `{missing[0]}`")
-    patients = [(name, p) for name in experiment.classes for p in sorted((source / name).iterdir())
-                if p.is_dir() and any(f.suffix.lower() in IMAGES for f in p.iterdir())]
+    patients = [
+        (name, p)
+        for name in experiment.classes
+        for p in sorted((source / name).iterdir())
+        if p.is_dir() and any(f.suffix.lower() in IMAGES for f in p.iterdir())
+    ]
     wanted = experiment.cohort.heldout_patients + experiment.cohort.sites
     if len(patients) < wanted:
-        raise DataError(f"{source} has {len(patients)} patients; {experiment.cohort.heldout_patients} held out and at least one "
-                        f"for each of {experiment.cohort.sites} sites need {wanted}")
+        raise DataError(
+            f"{source} has {len(patients)} patients; {experiment.cohort.heldout_patients} held out and at least one "
+            f"for each of {experiment.cohort.sites} sites need {wanted}"
+        )
     # Stratified by class: shuffle within classes, interleave, and hold out evenly
-    order = np.concatenate([rng.permutation([i for i, (c, _) in enumerate(patients) if c == name]) for name in experiment.classes])
+    order = np.concatenate(
+        [rng.permutation([i for i, (c, _) in enumerate(patients) if c == name]) for name in experiment.classes]
+    )
     held_positions = np.linspace(0, len(order) - 1, experiment.cohort.heldout_patients).round().astype(int)
     held = {int(order[i]) for i in held_positions}
     rest = [int(i) for i in order if int(i) not in held]
@@ -94,8 +125,16 @@ def _deal(experiment: Experiment, source: Path, out: Path) -> tuple[list[Site], 
     for index in range(experiment.cohort.sites):
         name = site_name(index)
         folder = _copy([patients[i] for i in rest[index :: experiment.cohort.sites]], out / "hospitals" / name)
-        sites.append(Site(name=name, data=folder, format="images", face_removal="none",
-                          epsilon_cap=max(8.0, experiment.privacy.epsilon or 8.0), delta=experiment.privacy.delta))
+        sites.append(
+            Site(
+                name=name,
+                data=folder,
+                format="images",
+                face_removal="none",
+                epsilon_cap=max(8.0, experiment.privacy.epsilon or 8.0),
+                delta=experiment.privacy.delta,
+            )
+        )
     folder = _copy([patients[i] for i in sorted(held)], out / "hospitals" / "heldout")
     return sites, Site(name="heldout", data=folder, format="images", face_removal="none")
 

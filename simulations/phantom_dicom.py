@@ -20,8 +20,17 @@ FIELD_OF_VIEW_MM = 220.0
 SLICES = 24
 
 
-def write_hospital(folder: Path, rng: np.random.Generator, *, patients: int, size: int, look: phantoms.Look,
-                   mix: Sequence[float] | None, planted: bool, slices: int = SLICES) -> None:
+def write_hospital(
+    folder: Path,
+    rng: np.random.Generator,
+    *,
+    patients: int,
+    size: int,
+    look: phantoms.Look,
+    mix: Sequence[float] | None,
+    planted: bool,
+    slices: int = SLICES,
+) -> None:
     """Write one axial T1 series per patient, and labels.csv (patient_id,class), which is written last.
 
     size      rows and columns
@@ -42,8 +51,9 @@ def write_hospital(folder: Path, rng: np.random.Generator, *, patients: int, siz
     (folder / "labels.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
-def _write_series(folder: Path, images: NDArray[np.uint8], phantom: phantoms.Phantom, patient_id: str, number: int,
-                  planted: bool) -> list[str]:
+def _write_series(
+    folder: Path, images: NDArray[np.uint8], phantom: phantoms.Phantom, patient_id: str, number: int, planted: bool
+) -> list[str]:
     folder.mkdir(exist_ok=True)
     study, series, frame = (generate_uid(entropy_srcs=[patient_id, what]) for what in ("study", "series", "frame"))
     spacing_mm = FIELD_OF_VIEW_MM / images.shape[1]
@@ -54,10 +64,17 @@ def _write_series(folder: Path, images: NDArray[np.uint8], phantom: phantoms.Pha
         ds.file_meta = FileMetaDataset()
         ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = MRImageStorage
-        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[patient_id, str(index)])
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid(
+            entropy_srcs=[patient_id, str(index)]
+        )
         ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = study, series, frame
         ds.Modality, ds.ImageType = "MR", ["ORIGINAL", "PRIMARY", "M", "ND"]
-        ds.PatientID, ds.PatientName, ds.PatientBirthDate, ds.PatientSex = patient_id, f"PHANTOM^NUMBER{number}", "19500101", "O"
+        ds.PatientID, ds.PatientName, ds.PatientBirthDate, ds.PatientSex = (
+            patient_id,
+            f"PHANTOM^NUMBER{number}",
+            "19500101",
+            "O",
+        )
         ds.StudyDate = ds.SeriesDate = ds.AcquisitionDate = "20250102"
         ds.StudyTime, ds.StudyID, ds.AccessionNumber, ds.ReferringPhysicianName = "101500", "1", f"A{number}", ""
         ds.Manufacturer, ds.ManufacturerModelName, ds.MagneticFieldStrength = "PHANTOM", "MNI152", 3.0
@@ -66,7 +83,9 @@ def _write_series(folder: Path, images: NDArray[np.uint8], phantom: phantoms.Pha
         ds.SliceThickness = ds.SpacingBetweenSlices = f"{step_mm:.6f}"
         ds.PixelSpacing = [f"{spacing_mm:.6f}"] * 2
         ds.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]  # columns to the patient's left, rows to the back
-        ds.ImagePositionPatient = [f"{v:.5f}" for v in (-FIELD_OF_VIEW_MM / 2, -FIELD_OF_VIEW_MM / 2, phantom.lowest_mm + index * step_mm)]
+        ds.ImagePositionPatient = [
+            f"{v:.5f}" for v in (-FIELD_OF_VIEW_MM / 2, -FIELD_OF_VIEW_MM / 2, phantom.lowest_mm + index * step_mm)
+        ]
         ds.InstanceNumber, ds.SeriesNumber, ds.PatientPosition = index + 1, 1, "HFS"
         ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
         ds.Rows, ds.Columns = pixels.shape
@@ -81,16 +100,40 @@ def _write_series(folder: Path, images: NDArray[np.uint8], phantom: phantoms.Pha
 def _plant(ds: Dataset, number: int, index: int) -> list[str]:
     """Put unique identifiers wherever a scanner or a clerk might; returns them."""
     tag = f"{number:03d}{index:03d}"
-    value = {what: f"{what.upper()}{tag}" for what in (
-        "jane", "ward", "street", "phone", "doctor", "mrn", "acc", "proto", "station", "serial", "coil", "seq", "soft", "private",
-        "nested", "comment", "device", "inst")}
+    value = {
+        what: f"{what.upper()}{tag}"
+        for what in (
+            "jane",
+            "ward",
+            "street",
+            "phone",
+            "doctor",
+            "mrn",
+            "acc",
+            "proto",
+            "station",
+            "serial",
+            "coil",
+            "seq",
+            "soft",
+            "private",
+            "nested",
+            "comment",
+            "device",
+            "inst",
+        )
+    }
     ds.PatientName = f"{value['jane']}^PLANTED"
     ds.OtherPatientIDs = value["mrn"]
     ds.PatientAddress, ds.PatientTelephoneNumbers = f"{value['street']} 12", value["phone"]
     ds.InstitutionName, ds.InstitutionalDepartmentName = value["inst"], value["ward"]
     ds.ReferringPhysicianName, ds.OperatorsName = f"{value['doctor']}^REF", f"{value['doctor']}^OP"
     ds.AccessionNumber, ds.ProtocolName, ds.SeriesDescription = value["acc"], value["proto"], f"T1 {value['jane']}"
-    ds.StationName, ds.DeviceSerialNumber, ds.DeviceUID = value["station"], value["serial"], generate_uid(entropy_srcs=[tag])
+    ds.StationName, ds.DeviceSerialNumber, ds.DeviceUID = (
+        value["station"],
+        value["serial"],
+        generate_uid(entropy_srcs=[tag]),
+    )
     ds.ReceiveCoilName, ds.SequenceName, ds.SoftwareVersions = value["coil"], value["seq"], value["soft"]
     ds.ImageComments, ds.ManufacturerModelName = value["comment"], value["device"]
     block = ds.private_block(0x0029, "PLANTED VENDOR", create=True)

@@ -148,8 +148,12 @@ def render(phantom: Phantom, slices: int, size: int) -> NDArray[np.uint8]:
 
 
 def cohort(
-    rng: np.random.Generator, patients: int, slices: int, size: int,
-    mix: Sequence[float] | None = None, look: Look | None = None,
+    rng: np.random.Generator,
+    patients: int,
+    slices: int,
+    size: int,
+    mix: Sequence[float] | None = None,
+    look: Look | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Many patients at once: images (patients, slices, size, size) and labels (patients,) into CLASSES.
 
@@ -162,26 +166,30 @@ def cohort(
 
 @dataclass(frozen=True)
 class _Anatomy:
-    maps: Tensor             # (5, Z, Y, X): CSF, grey, white, T1 residual, brain mask
-    ventricle_pull: Tensor   # (3, Z, Y, X): unit-scale displacement towards the nearest ventricle, mm per mm
+    maps: Tensor  # (5, Z, Y, X): CSF, grey, white, T1 residual, brain mask
+    ventricle_pull: Tensor  # (3, Z, Y, X): unit-scale displacement towards the nearest ventricle, mm per mm
 
 
 @cache
 def _anatomy() -> _Anatomy:
-    grid = np.stack(np.meshgrid(*[np.arange(a, b + 1.0) for a, b in zip(_LOW_MM, _HIGH_MM, strict=True)],
-                                indexing="ij"), -1)
+    grid = np.stack(
+        np.meshgrid(*[np.arange(a, b + 1.0) for a, b in zip(_LOW_MM, _HIGH_MM, strict=True)], indexing="ij"), -1
+    )
 
     def on_grid(image: nibabel.Nifti1Image) -> NDArray[np.float64]:
         to_voxel = np.linalg.inv(image.affine)
         voxels = grid @ to_voxel[:3, :3].T + to_voxel[:3, 3]
         values: NDArray[np.float64] = ndimage.map_coordinates(
-            np.asarray(image.get_fdata(), dtype=np.float32), np.moveaxis(voxels, -1, 0), order=1, mode="constant")
+            np.asarray(image.get_fdata(), dtype=np.float32), np.moveaxis(voxels, -1, 0), order=1, mode="constant"
+        )
         return values
 
     t1 = on_grid(load_mni152_template(resolution=1))
     grey = on_grid(load_mni152_gm_template(resolution=1)).clip(0, 1)
     white = on_grid(load_mni152_wm_template(resolution=1)).clip(0, 1)
-    mask = ndimage.binary_fill_holes(ndimage.binary_opening((t1 > 0.12 * t1.max()) | (grey + white > 0.4), iterations=2))
+    mask = ndimage.binary_fill_holes(
+        ndimage.binary_opening((t1 > 0.12 * t1.max()) | (grey + white > 0.4), iterations=2)
+    )
     csf = (1 - grey - white).clip(0, 1) * mask
     tissue = np.stack([csf, grey, white])
     weights = np.linalg.lstsq(tissue[:, mask].T, t1[mask], rcond=None)[0]
@@ -250,4 +258,6 @@ def _blur(image_N1HW: Tensor, sigma_px: float) -> Tensor:
     x = torch.arange(-2, 3).float()
     kernel = torch.exp(-(x**2) / (2 * sigma_px**2))
     kernel = kernel / kernel.sum()
-    return F.conv2d(F.conv2d(image_N1HW, kernel.view(1, 1, 1, 5), padding=(0, 2)), kernel.view(1, 1, 5, 1), padding=(2, 0))
+    return F.conv2d(
+        F.conv2d(image_N1HW, kernel.view(1, 1, 1, 5), padding=(0, 2)), kernel.view(1, 1, 5, 1), padding=(2, 0)
+    )

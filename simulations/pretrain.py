@@ -69,8 +69,13 @@ def pretrain(settings: Pretraining, out: Path) -> Path:
     images = torch.from_numpy(x_PSHW).flatten(0, 1)
     label_N = torch.from_numpy(label_P).repeat_interleave(settings.slices_per_patient)
     began_cpu = time.process_time()
-    with Progress(TextColumn("training the base"), BarColumn(), MofNCompleteColumn(), TextColumn("images · {task.fields[loss]}"),
-                  TimeRemainingColumn()) as bar:
+    with Progress(
+        TextColumn("training the base"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("images · {task.fields[loss]}"),
+        TimeRemainingColumn(),
+    ) as bar:
         task = bar.add_task("", total=settings.steps * settings.batch, completed=done * settings.batch, loss="")
         average = 0.0
         for step in range(done, settings.steps):
@@ -82,7 +87,9 @@ def pretrain(settings: Pretraining, out: Path) -> Path:
             with precision(settings.performance, device):
                 mean, log_std = model.encoder(x)
                 z = mean + log_std.exp() * torch.randn(mean.shape, device=device, generator=rng)
-                loss = process.loss(model.denoiser, x, label_N[pick].to(device), z, label_dropout=settings.label_dropout, rng=rng)
+                loss = process.loss(
+                    model.denoiser, x, label_N[pick].to(device), z, label_dropout=settings.label_dropout, rng=rng
+                )
             mean, log_std = mean.float(), log_std.float()
             kl = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum(1).mean()
             # Step: warm up, then decay to zero
@@ -102,13 +109,21 @@ def pretrain(settings: Pretraining, out: Path) -> Path:
             if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
                 spent = cpu_s + time.process_time() - began_cpu
                 _save(state, model, ema, optimizer, parameters, step + 1, spent)
-                print(f"step {step + 1} loss {average:.4f} kl {float(kl.detach()):.2f} cpu {spent / 60:.1f} min", flush=True)  # noqa: T201
+                line = f"step {step + 1} loss {average:.4f} kl {float(kl.detach()):.2f} cpu {spent / 60:.1f} min"
+                bar.console.print(line, highlight=False)
     model.load_state_dict(ema)
     return _finish(settings, model, x_PSHW, label_P, out, cpu_s + time.process_time() - began_cpu, device)
 
 
-def _finish(settings: Pretraining, model: Model, x_PSHW: NDArray[np.uint8], label_P: NDArray[np.int64], out: Path,
-            cpu_s: float, device: torch.device) -> Path:
+def _finish(
+    settings: Pretraining,
+    model: Model,
+    x_PSHW: NDArray[np.uint8],
+    label_P: NDArray[np.int64],
+    out: Path,
+    cpu_s: float,
+    device: torch.device,
+) -> Path:
     """Fit the public prior on the phantoms, write weights and card."""
     model.eval()
     patients, slices = 1500, 12  # whole stacks, because the prior knows the level in the stack
@@ -157,8 +172,15 @@ def _pool(settings: Pretraining, out: Path) -> tuple[NDArray[np.uint8], NDArray[
     return images, labels
 
 
-def _save(state: Path, model: Model, ema: dict[str, torch.Tensor], optimizer: torch.optim.Adam,
-          parameters: list[torch.nn.Parameter], step: int, cpu_s: float) -> None:
+def _save(
+    state: Path,
+    model: Model,
+    ema: dict[str, torch.Tensor],
+    optimizer: torch.optim.Adam,
+    parameters: list[torch.nn.Parameter],
+    step: int,
+    cpu_s: float,
+) -> None:
     tensors = {f"model.{k}": t for k, t in model.state_dict().items()} | {f"ema.{k}": t for k, t in ema.items()}
     for i, p in enumerate(parameters):
         tensors[f"adam.m.{i}"] = optimizer.state[p]["exp_avg"]
@@ -167,14 +189,22 @@ def _save(state: Path, model: Model, ema: dict[str, torch.Tensor], optimizer: to
     weights.write(state, tensors)
 
 
-def _restore(state: Path, model: Model, ema: dict[str, torch.Tensor], optimizer: torch.optim.Adam,
-             parameters: list[torch.nn.Parameter]) -> tuple[int, float]:
+def _restore(
+    state: Path,
+    model: Model,
+    ema: dict[str, torch.Tensor],
+    optimizer: torch.optim.Adam,
+    parameters: list[torch.nn.Parameter],
+) -> tuple[int, float]:
     tensors = weights.read(state)
     step, cpu_s = tensors["progress"].tolist()
     model.load_state_dict({k[6:]: t for k, t in tensors.items() if k.startswith("model.")})
-    for name in ema:
-        ema[name].copy_(tensors[f"ema.{name}"])
+    for name, average in ema.items():
+        average.copy_(tensors[f"ema.{name}"])
     for i, p in enumerate(parameters):
         optimizer.state[p] = {
-            "step": torch.tensor(step), "exp_avg": tensors[f"adam.m.{i}"].to(p), "exp_avg_sq": tensors[f"adam.v.{i}"].to(p)}
+            "step": torch.tensor(step),
+            "exp_avg": tensors[f"adam.m.{i}"].to(p),
+            "exp_avg_sq": tensors[f"adam.v.{i}"].to(p),
+        }
     return int(step), float(cpu_s)

@@ -1,0 +1,126 @@
+"""After the last round, no network needed: summary, release, report.
+
+The release is drawn from the best round; its privacy statement is that of the whole run, because choosing among rounds and
+drawing images are post-processing of what all rounds revealed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from server import checkpoint, release
+from server.coordinate import to_bytes
+from server.events import read as read_events
+from server.summary import write_summary
+from shared import weights
+from shared.config import Experiment
+from shared.config import read as read_config
+from shared.device import device_for, precision
+from shared.diffusion import sample
+from shared.errors import FederationError
+
+VERSIONS = ("fedsynth", "flwr", "torch", "diffusers", "opacus", "dp-accounting", "pydicom", "torchmetrics")
+
+
+def summarise(out: Path) -> dict[str, Any]:
+    """Write OUT/summary.json from the run's record and return it. FederationError when the run has not finished."""
+    server = out / "server"
+    experiment = read_config(server / "experiment.json", Experiment)
+    events = read_events(server / "events.jsonl")
+    if not any(e["event"] == "run_finished" for e in events):
+        raise FederationError(f"the run in {out} has not finished; run the same command again to go on")
+    start = next(e for e in events if e["event"] == "run_started")
+    replies = [e for e in events if e["event"] == "site_replied"]
+    finished = {e["round"]: set(e["contributed"]) for e in events if e["event"] == "round_finished"}
+    in_all_rounds = set.intersection(*finished.values()) if finished else set()
+    private = experiment.privacy.epsilon is not None
+    epsilons = {e["site"]: e["epsilon"] for e in replies}  # the last word of each site; epsilon only grows
+    metrics: dict[str, dict[str, Any]] = {}
+    for event in events:
+        if event["event"] == "evaluated":
+            for name, figure in event["metrics"].items():
+                metrics.setdefault(name, {})[str(event["round"])] = figure
+    summary: dict[str, Any] = {
+        "name": experiment.name,
+        "sites_total": start["sites"],
+        "sites_contributed": len(in_all_rounds),
+        "rounds": experiment.training.rounds,
+        "best_round": checkpoint.best(server / "checkpoints"),
+        "unit_of_privacy": "patient",
+        "private": private,
+        "delta": experiment.privacy.delta,
+        "epsilon_per_patient": {site: epsilons[site] for site in sorted(epsilons)},
+        "noise_multiplier": start["noise_multiplier"] if private else None,
+        "trainable": experiment.training.trainable,
+        "trainable_parameters": start["trainable_parameters"],
+        "nsr": start["nsr"],
+        "metrics": metrics,
+        "bytes_per_round": sum(e["bytes"] for e in replies) / max(1, len(finished)),
+        "seconds": events[-1]["seconds"],
+        "device": start["device"],
+        "base": {"name": experiment.base, "sha256": base_sha256(experiment)},
+        "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
+    }
+    write_summary(out, summary)
+    return summary
+
+
+def publish(out: Path, summary: dict[str, Any], progress: Callable[[int, int], None] | None = None) -> Path:
+    """Draw the release of a finished run into OUT/release. ReleaseRefused when its conditions are not met."""
+    server = out / "server"
+    experiment = read_config(server / "experiment.json", Experiment)
+    settings, best = experiment.release, summary["best_round"]
+    tensors = checkpoint.load(server / "checkpoints", best)
+    statement = release.Statement(
+        epsilon_per_patient=summary["epsilon_per_patient"],
+        delta=summary["delta"],
+        sites_total=summary["sites_total"],
+        sites_contributed=summary["sites_contributed"],
+        rounds=summary["rounds"],
+        trainable=experiment.training.trainable,
+        noise_multiplier=summary["noise_multiplier"] or 0.0,
+        sampling_rate=experiment.privacy.sampling_rate,
+        steps=experiment.training.rounds * experiment.training.steps,
+        max_grad_norm=experiment.privacy.max_grad_norm,
+        accountant=f"PLD, dp-accounting {version('dp-accounting')}",
+        model_sha256=hashlib.sha256(
+            (server / "checkpoints" / f"round-{best:03d}.safetensors").read_bytes()
+        ).hexdigest(),
+        experiment=experiment.name,
+        base=f"{experiment.base} (sha256 {summary['base']['sha256']})",
+        metrics={name: rounds.get(str(best), {}) for name, rounds in summary["metrics"].items()},
+    )
+    release.check(statement, settings)
+    device = device_for(experiment.performance)
+    model = weights.load_base(experiment.base, experiment.network, experiment.classes).to(device).eval()
+    model.load_state_dict(tensors, strict=False)
+    count, names = settings.images_per_class, list(experiment.classes)
+    labels = torch.arange(len(names)).repeat_interleave(count)
+    rng = torch.Generator().manual_seed(experiment.seed + 1)
+    with precision(experiment.performance, device):
+        x = sample(
+            model,
+            labels,
+            rng=rng,
+            sampler=settings.sampler,
+            steps=settings.sampler_steps,
+            guidance=settings.guidance,
+            batch=experiment.performance.sampling_batch,
+            progress=progress,
+        )
+    images = to_bytes(x)
+    by_class = {name: images[i * count : (i + 1) * count] for i, name in enumerate(names)}
+    release.write(out / "release", by_class, statement, settings, seed=experiment.seed)
+    return out / "release"
+
+
+def base_sha256(experiment: Experiment) -> str | None:
+    """The sha256 of the base's weights, none for a random start."""
+    return None if experiment.base == "none" else str(weights.card(experiment.base)["sha256"])

@@ -1,0 +1,177 @@
+"""One simulation, whole: hospitals -> de-identified cohorts -> federation -> summary, release, report.
+
+Everything lands in one folder. Run again on the same folder it goes on where it stopped; a finished step is not repeated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from client.ingest import ingest
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from server.report import write_report
+
+from client import dataset
+from server import finish
+from server.evaluate import Heldout
+from server.plan import plan
+from shared.config import Experiment, Site, read
+from shared.device import device_for
+from shared.errors import ConfigError, ReleaseRefused
+from shared.weights import write_bytes
+from simulations import hospitals
+from simulations.federation import federate
+
+
+def dry_run(experiment: Experiment) -> dict[str, Any]:
+    """What would be run: the resolved settings, parameters, epsilon and NSR."""
+    relaxed = experiment.model_copy(update={"privacy": experiment.privacy.model_copy(update={"max_nsr": 1e9})})
+    work = plan(relaxed)
+    return {"plan": dataclasses.asdict(work), "settings": experiment.model_dump(mode="json")}
+
+
+def simulate(experiment: Experiment, out: Path, console: Console, inception_weights: Path | None = None) -> Path:
+    """Run the experiment into `out`; returns the path of the report. ReleaseRefused comes after the report is written."""
+    # Check before anything is made
+    device = device_for(experiment.performance)
+    work = plan(experiment)
+    _claim(experiment, out)
+    private = (
+        f"epsilon {work.epsilon:.3f} per patient (delta {experiment.privacy.delta:g}), noise multiplier "
+        f"{work.noise_multiplier:.4g}, NSR {work.nsr:.3g}"
+        if work.epsilon is not None
+        else "without privacy"
+    )
+    console.print(
+        f"[bold]{experiment.name}[/] · {work.trainable_parameters:,} of {work.total_parameters:,} parameters · "
+        f"{work.steps} steps · {private} · {device.type}",
+        highlight=False,
+    )
+    # Hospitals: data, then each one's de-identified cohort
+    sites, heldout = hospitals.build(experiment, out, lambda text: console.print(f"  {text}", highlight=False))
+    for site in sites:
+        _ingest(site, experiment, out / "sites" / site.name, console)
+    target = out / "server" / "heldout.npz"
+    if not target.exists():
+        _ingest(heldout, experiment, out / "heldout", console)
+        _keep_heldout(out / "heldout" / "cohort", target)
+    # Federation
+    if not (out / "summary.json").exists():
+        with _bar(console) as bar:
+            federate(experiment, out, _Follow(console, bar, experiment), inception_weights)
+    # Summary, release, report
+    summary = finish.summarise(out)
+    refused: ReleaseRefused | None = None
+    if not (out / "release").exists():
+        try:
+            with _bar(console) as bar:
+                total = experiment.release.images_per_class * len(experiment.classes)
+                task = bar.add_task("drawing the release", total=total)
+                finish.publish(out, summary, lambda done, _: bar.update(task, completed=done))
+        except ReleaseRefused as error:
+            refused = error
+    report = write_report(out)
+    if refused is not None:
+        console.print(f"report   {report.resolve()}", highlight=False, soft_wrap=True)
+        raise refused
+    return report
+
+
+def _claim(experiment: Experiment, out: Path) -> None:
+    """One folder, one experiment."""
+    path = out / "experiment.json"
+    if path.exists() and read(path, Experiment) != experiment:
+        raise ConfigError(f"{out} holds a run with other settings; give another --out, or delete it")
+    write_bytes(path, experiment.model_dump_json(indent=2).encode())
+
+
+def _ingest(site: Site, experiment: Experiment, work: Path, console: Console) -> None:
+    if (work / "manifest.jsonl").exists() and any((work / "cohort").glob("*.npz")):
+        return
+    with _bar(console) as bar:
+        task = bar.add_task(f"{site.name}: de-identifying", total=None)
+        report = ingest(
+            site,
+            classes=list(experiment.classes),
+            image_size=experiment.network.image_size,
+            slices_per_patient=experiment.cohort.slices_per_patient,
+            work=work,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    console.print(
+        f"  {site.name}: {report.patients} patients, {report.slices} slices; {report.passed} passed, "
+        f"{report.quarantined} quarantined, {report.refused} refused",
+        highlight=False,
+    )
+
+
+def _keep_heldout(cohort: Path, target: Path) -> None:
+    """The held-out cohort as one file for the server."""
+    patients = dataset.load(cohort)
+    held = Heldout(
+        x_NHW=np.concatenate([p.x_SHW for p in patients]),
+        patient_N=np.concatenate([np.full(len(p.x_SHW), i) for i, p in enumerate(patients)]),
+        label_N=np.concatenate([np.full(len(p.x_SHW), p.label) for p in patients]),
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(".heldout.tmp.npz")
+    held.save(temporary)
+    temporary.replace(target)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+class _Follow:
+    """Prints one line per round and site, and moves a bar with the time left."""
+
+    def __init__(self, console: Console, bar: Progress, experiment: Experiment) -> None:
+        self.console, self.bar = console, bar
+        self.sites = len(experiment.sites) or experiment.cohort.sites
+        self.rounds = experiment.training.rounds
+        self.task: TaskID = bar.add_task("starting the federation", total=self.rounds * self.sites)
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        kind, number = event["event"], event.get("round")
+        say = {
+            "evaluating": f"round {number}/{self.rounds}: drawing and evaluating",
+            "round_started": f"round {number}/{self.rounds}: training",
+        }.get(kind)
+        if say:
+            self.bar.update(self.task, description=say)
+        elif kind == "site_replied":
+            spent = "" if event["epsilon"] is None else f", epsilon {event['epsilon']:.3f}"
+            self.bar.advance(self.task)
+            self.console.print(f"  round {number} · {event['site']}: update received{spent}", highlight=False)
+        elif kind == "site_failed":
+            self.bar.advance(self.task)
+            self.console.print(
+                f"  round {number} · {event['site']}: [red]no update[/] · {event['reason']}", highlight=False
+            )
+        elif kind == "evaluated":
+            shown = ", ".join(
+                f"{name} {f['value']:.3g} (floor {f['floor']:.3g})" for name, f in event["metrics"].items()
+            )
+            self.console.print(f"  round {number} · evaluated: {shown}", highlight=False)

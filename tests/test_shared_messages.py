@@ -1,0 +1,111 @@
+"""Only the agreed keys travel, and everything is checked on arrival."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from shared import messages
+from shared.config import Experiment
+from shared.errors import ConfigError, MessageError
+
+SHAPES = {"a": (2, 3), "b": (1,)}
+
+
+def reply() -> RecordDict:
+    update = {"a": torch.ones(2, 3), "b": torch.zeros(1)}
+    return messages.pack_reply(messages.TrainReply("north", update, epsilon=2.0, weight=1.0, steps=4))
+
+
+def test_a_reply_comes_back_as_it_was_sent() -> None:
+    back = messages.unpack_reply(reply(), SHAPES)
+    assert isinstance(back, messages.TrainReply)
+    assert (back.site, back.epsilon, back.weight, back.steps) == ("north", 2.0, 1.0, 4)
+    assert torch.equal(back.update["a"], torch.ones(2, 3))
+    assert back.bytes > 28
+
+
+def test_a_refusal_comes_back_as_it_was_sent() -> None:
+    refusal = messages.Refusal("north", "BudgetExceeded: no")
+    assert messages.unpack_reply(messages.pack_refusal(refusal), SHAPES) == refusal
+
+
+def test_a_request_comes_back_as_it_was_sent() -> None:
+    experiment = Experiment(name="x")
+    sent = messages.TrainRequest(experiment, 2, 1.5, {"a": torch.ones(2, 3), "b": torch.zeros(1)})
+    settings, number, noise, arrays = messages.unpack_request(messages.pack_request(sent))
+    assert (settings, number, noise) == (experiment, 2, 1.5)
+    assert torch.equal(messages.tensors(arrays, SHAPES, "it")["a"], torch.ones(2, 3))
+
+
+def _extra_tensor(content: RecordDict) -> None:
+    content["arrays"] = ArrayRecord({"a": torch.ones(2, 3), "b": torch.zeros(1), "patients": torch.zeros(1)})
+
+
+def _missing_tensor(content: RecordDict) -> None:
+    content["arrays"] = ArrayRecord({"a": torch.ones(2, 3)})
+
+
+def _wrong_shape(content: RecordDict) -> None:
+    content["arrays"] = ArrayRecord({"a": torch.ones(3, 2), "b": torch.zeros(1)})
+
+
+def _wrong_dtype(content: RecordDict) -> None:
+    content["arrays"] = ArrayRecord({"a": torch.ones(2, 3).double(), "b": torch.zeros(1)})
+
+
+def _nan(content: RecordDict) -> None:
+    content["arrays"] = ArrayRecord({"a": torch.full((2, 3), torch.nan), "b": torch.zeros(1)})
+
+
+def _extra_metric(content: RecordDict) -> None:
+    content["metrics"] = MetricRecord({"epsilon": 1.0, "weight": 1.0, "steps": 4, "loss": 0.3})
+
+
+def _nan_epsilon(content: RecordDict) -> None:
+    content["metrics"] = MetricRecord({"epsilon": float("nan"), "weight": 1.0, "steps": 4})
+
+
+def _negative_weight(content: RecordDict) -> None:
+    content["metrics"] = MetricRecord({"epsilon": 1.0, "weight": -1.0, "steps": 4})
+
+
+def _extra_config(content: RecordDict) -> None:
+    content["config"] = ConfigRecord({"site": "north", "note": "hello"})
+
+
+def _extra_record(content: RecordDict) -> None:
+    content["more"] = ConfigRecord({"a": 1})
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [_extra_tensor, _missing_tensor, _wrong_shape, _wrong_dtype, _nan, _extra_metric, _nan_epsilon, _negative_weight,
+     _extra_config, _extra_record],
+)  # fmt: skip
+def test_a_spoiled_reply_is_refused(spoil: Callable[[RecordDict], None]) -> None:
+    content = reply()
+    spoil(content)
+    with pytest.raises(MessageError):
+        messages.unpack_reply(content, SHAPES)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"experiment": "{", "round": 1, "noise-multiplier": 1.0},
+        {"experiment": '{"name": "a", "seeed": 1}', "round": 1, "noise-multiplier": 1.0},
+        {"experiment": '{"name": "a"}', "round": 99, "noise-multiplier": 1.0},
+        {"experiment": '{"name": "a"}', "round": 1, "noise-multiplier": float("nan")},
+        {"experiment": '{"name": "a"}', "round": 1, "noise-multiplier": -1.0},
+        {"experiment": '{"name": "a"}', "round": 1},
+        {"experiment": '{"name": "a"}', "round": 1, "noise-multiplier": 1.0, "noise-seed": 3},
+    ],
+)
+def test_a_spoiled_request_is_refused(config: dict[str, float | int | str]) -> None:
+    content = RecordDict({"arrays": ArrayRecord({"a": torch.ones(1)}), "config": ConfigRecord(config)})
+    with pytest.raises((MessageError, ConfigError)):
+        messages.unpack_request(content)
