@@ -68,7 +68,7 @@ def file_meta(result: Dataset) -> FileMetaDataset:
 
 def encode(result: Dataset) -> bytes:
     """The rebuilt record as a Part 10 file: our own preamble and meta, explicit little endian."""
-    file = FileDataset("", result, preamble=PREAMBLE, file_meta=result.file_meta, implicit_vr=False, little_endian=True)
+    file = FileDataset("", result, preamble=PREAMBLE, file_meta=result.file_meta)
     buffer = io.BytesIO()
     file.save_as(buffer, enforce_file_format=True, implicit_vr=False, little_endian=True)
     return buffer.getvalue()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from pydicom.dataset import Dataset
 
-from client import deidentify, enhanced, gates, profile, pseudonym, reader, rules, series, volumes
+from client import deidentify, enhanced, export, gates, profile, pseudonym, reader, rules, series, volumes
 from client.inputs import Cut, Found, Inputs
 from client.manifest import Reason, Withheld
 from client.redaction import guarded
@@ -82,18 +82,11 @@ def _scan(inputs: Inputs) -> dict[str, Person]:
 
 def _file_away(inputs: Inputs, file: int, header: Dataset, people: dict[str, Person], met: set[str]) -> None:
     key = inputs.key
+    export.describe(inputs, file, header)
+    gates.check(header)
     instance, study, group = (
         "".join(gates.words(header, f"{level}InstanceUID")) for level in ("SOP", "Study", "Series")
     )
-    if instance:
-        inputs.know(file, token=pseudonym.token(key, "uid", instance))
-    if group:
-        inputs.know(file, series=pseudonym.token(key, "uid", group))
-    name = profile.SOP_CLASSES.get("".join(gates.words(header, "SOPClassUID")), (None,))[0]
-    inputs.know(file, sop_class=name)
-    if "".join(gates.words(header, "PatientID")):
-        inputs.know(file, patient=rules.patient_of(header, key))
-    gates.check(header)
     if not (instance and study and group):
         raise Withheld(Reason.REQUIRED)
     if instance in met:

@@ -5,7 +5,7 @@ Left out: reading the files (`client.dicom`, `client.images`, `client.nifti`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,12 +87,18 @@ class Inputs:
     def entry(self, number: int) -> Entry:
         return self._entries[number]
 
-    def entries(self, sha256: dict[str, str]) -> list[Entry]:
-        """All entries, each with a verdict; `sha256`: of each patient's file by pseudonym, for the files that went in."""
+    def entries(self, sha256: Mapping[str, str] | Mapping[int, str]) -> list[Entry]:
+        """All entries, each with a verdict.
+
+        sha256   digest of what a used file went into, by the patient's pseudonym or by the file's number
+        """
+        known = {str(name): digest for name, digest in sha256.items()}
         assert len(self._decided) == len(self), "a file without a verdict"
         return [
-            replace(entry, sha256=sha256.get(entry.patient or "")) if entry.reason.verdict is Verdict.PASS else entry
-            for entry in self._entries
+            replace(entry, sha256=known.get(str(number)) or known.get(entry.patient or ""))
+            if entry.reason.verdict is Verdict.PASS
+            else entry
+            for number, entry in enumerate(self._entries)
         ]
 
     def _tell(self) -> None:

@@ -58,6 +58,7 @@ class Reason(Enum):
     OTHER_SERIES = (Verdict.QUARANTINED, "another series of the same study was chosen")
     ORIENTATION = (Verdict.QUARANTINED, "orientation is not stated")
     LABEL_MAP = (Verdict.QUARANTINED, "a mask or label map, or without contrast")
+    NOT_CLEAN = (Verdict.QUARANTINED, "what was written did not pass its own check")
     DERIVATIVES = (Verdict.QUARANTINED, "inside a folder of derived data")
 
     @property

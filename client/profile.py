@@ -117,7 +117,7 @@ RESCALE = (
 SINGLE_FRAME = (
     *IDENTITY,
     _constant("ImageType", "ORIGINAL\\PRIMARY\\OTHER"),
-    *_empty("Manufacturer", "InstanceNumber", "ScanOptions"),
+    *_empty("Manufacturer", "InstanceNumber", "ScanOptions", "Laterality"),
     _word("ScanningSequence", "SE IR GR EP RM", 5, required=True),
     _word("SequenceVariant", "SK MTC SS TRSS SP MP OSP NONE", 8, required=True),
     _word("MRAcquisitionType", "2D 3D", empty_if_unknown=True),
@@ -171,9 +171,19 @@ SOP_CLASSES: dict[str, tuple[str, tuple[Rule, ...]]] = {
 }
 
 
+def allowed() -> frozenset[str]:
+    """Keywords of every attribute that may stand in a rebuilt record, at any level."""
+    rules = [*SINGLE_FRAME, *MULTI_FRAME, *(rule for group in GROUPS.values() for rule in group)]
+    return frozenset({"SOPClassUID", *GROUPS, *BASIC_PROFILE, *(rule.keyword for rule in rules)})
+
+
 def describe() -> list[tuple[str, str, str]]:
     """The tables as rows (tag, attribute, what its value is made of), in the order of their tags."""
-    rows = {rule.keyword: _words_for(rule) for rule in (*MULTI_FRAME, *SINGLE_FRAME)}
+    rows = {rule.keyword: _words_for(rule) for rule in SINGLE_FRAME}
+    for rule in MULTI_FRAME:
+        said = _words_for(rule)
+        if rows.setdefault(rule.keyword, said) != said:
+            rows[rule.keyword] += f" (multi-frame: {said})"
     rows |= {"SOPClassUID": "kept; one of " + ", ".join(name for name, _ in SOP_CLASSES.values())}
     for group, rules in GROUPS.items():
         rows[group] = "per frame: " + ", ".join(rule.keyword for rule in rules)
@@ -196,7 +206,8 @@ def _words_for(rule: Rule) -> str:
         return f"always {shown}"
     said = {
         "number": f"{rule.count if rule.count > 1 else 'a'} number{'s' if rule.count > 1 else ''} "
-        f"from {rule.low:g} to {rule.high:g}{' ' + rule.unit if rule.unit else ''}, {rule.decimals} decimals",
+        f"from {rule.low:g} to {rule.high:g}{' ' + rule.unit if rule.unit else ''}, "
+        f"{f'to {10.0**-rule.decimals:g}' if rule.decimals else 'whole'}",
         "word": "one of " + " ".join(rule.words) if rule.count == 1 else "any of " + " ".join(rule.words),
         "uid": "replaced by a keyed UID",
         "patient": "replaced by a keyed pseudonym",

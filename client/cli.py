@@ -1,0 +1,106 @@
+"""`fedsynth client`: what a hospital does with its own data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from client import dataset, export, manifest, profile, pseudonym
+from client.ingest import ingest as ingest_site
+from shared.config import Site, read
+from shared.errors import DataError
+
+app = typer.Typer(name="client", help="The hospital: ingest and de-identify its own data.", no_args_is_help=True)
+
+
+@app.callback()
+def _client() -> None:
+    """The hospital: ingest and de-identify its own data. Nothing here sends anything."""
+
+
+@app.command()
+def ingest(
+    site: Annotated[Path, typer.Argument(metavar="SITE.yaml", help="the hospital's own settings")],
+    work: Annotated[Path, typer.Option(help="folder for the cohort, the manifest and the key")],
+    image_size: Annotated[int, typer.Option(min=16, max=512, help="pixels a side of each slice")] = 64,
+    slices: Annotated[int, typer.Option(min=1, help="slices kept of each patient")] = 24,
+    classes: Annotated[str, typer.Option(help="names of the labels in order, separated by commas")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="print the totals as JSON")] = False,
+) -> None:
+    """Read a folder of DICOM, NIfTI or images; write patient-grouped slices and one manifest line per file.
+
+    Example: fedsynth client ingest site.yaml --work work --classes healthy,lesion
+
+    Afterwards: work/cohort holds one file per patient, work/manifest.jsonl says what became of each input, and
+    work/pseudonym.key must be kept: with it the same patient gets the same pseudonym next time.
+    """
+    settings = read(site, Site)
+    names = [name.strip() for name in classes.split(",") if name.strip()]
+    with progress("reading") as tell:
+        report = ingest_site(
+            settings, classes=names, image_size=image_size, slices_per_patient=slices, work=work, progress=tell
+        )
+    if as_json:
+        typer.echo(json.dumps(asdict(report)))
+        return
+    typer.echo(f"{settings.name}: {report.patients} patients, {report.slices} slices")
+    _say(report.passed, report.quarantined, report.refused, report.reasons)
+    typer.echo(f"Next: look through {work / 'manifest.jsonl'}, and keep {work / dataset.KEY_FILE} safe.")
+
+
+@app.command()
+def deidentify(
+    source: Annotated[Path | None, typer.Argument(metavar="IN", help="folder or file of DICOM")] = None,
+    target: Annotated[Path | None, typer.Argument(metavar="OUT", help="folder for the rebuilt files")] = None,
+    key: Annotated[Path | None, typer.Option(help="the site's key; made when it does not exist")] = None,
+    what_if: Annotated[bool, typer.Option("--what-if", help="print what would survive, and do nothing")] = False,
+) -> None:
+    """Rebuild DICOM files from the allow-list. Faces and text in the pixels stay: keep the result in the hospital.
+
+    Example: fedsynth client deidentify scans rebuilt --key pseudonym.key
+
+    Example: fedsynth client deidentify --what-if
+    """
+    if what_if:
+        _print_table()
+        return
+    if source is None or target is None or key is None:
+        raise DataError("say what to read, where to write and which key: `deidentify IN OUT --key FILE`")
+    secret = pseudonym.load_or_make(key)
+    with progress("rebuilding") as tell:
+        entries = export.export(source, target, secret, tell)
+    counts = manifest.verdicts(entries)
+    _say(counts["PASS"], counts["QUARANTINED"], counts["REFUSED"], manifest.reasons(entries))
+    if not counts["PASS"]:
+        raise DataError(f"no file could be rebuilt; {target / 'manifest.jsonl'} says why")
+
+
+def _say(passed: int, quarantined: int, refused: int, reasons: dict[str, int]) -> None:
+    typer.echo(f"files: {passed} passed, {quarantined} quarantined, {refused} refused")
+    for code, count in reasons.items():
+        typer.echo(f"  {count:6d}  {manifest.Reason[code.upper().replace('-', '_')].text}")
+
+
+def _print_table() -> None:
+    table = Table("tag", "attribute", "what survives", title="Everything else is dropped, at every level")
+    for row in profile.describe():
+        table.add_row(*row)
+    Console().print(table)
+
+
+@contextmanager
+def progress(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with the time left, on standard error."""
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(doing, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,91 @@
+"""A folder of DICOM to a folder of rebuilt DICOM: files named by their new UIDs, and a manifest.
+
+Each file is written under a temporary name, read back, compared with the allow-list and only then renamed.
+
+Left out: choosing series (every acceptable image is rebuilt), faces and text in the pixels: they stay as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pydicom
+from pydicom.dataset import Dataset
+
+from client import deidentify, gates, manifest, profile, pseudonym, reader, rules
+from client.inputs import Inputs
+from client.manifest import Entry, Reason, Withheld
+from client.redaction import guarded
+from shared.errors import DataError
+
+
+def export(source: Path, target: Path, key: bytes, progress: Callable[[int, int], None] | None = None) -> list[Entry]:
+    """Rebuild every file of `source` (a folder or one file) into `target`; one manifest entry for each.
+
+    Raises DataError when there is nothing to read, or when `target` lies inside `source`.
+    """
+    source, target = source.resolve(), target.resolve()
+    folder = source if source.is_dir() else source.parent
+    if source.is_dir() and target.is_relative_to(source):
+        raise DataError("the output folder must not lie inside the input folder; choose another")
+    if not source.exists():
+        raise DataError(f"the input {source} does not exist")
+    files = [item for item in reader.listing(folder) if source.is_dir() or item[0] == source]
+    inputs = Inputs(folder, files, key, progress)
+    target.mkdir(parents=True, exist_ok=True, mode=0o700)
+    digests: dict[int, str] = {}
+    met: set[str] = set()
+    for file in inputs.open():
+        try:
+            digests[file] = guarded(Reason.UNREADABLE, lambda: _one(inputs, file, target, met))  # noqa: B023
+            inputs.give(file, Reason.OK)
+        except Withheld as withheld:
+            inputs.give(file, withheld.reason)
+    entries = inputs.entries(digests)
+    manifest.write(entries, target / "manifest.jsonl")
+    return entries
+
+
+def _one(inputs: Inputs, file: int, target: Path, met: set[str]) -> str:
+    """Rebuild one file; the SHA-256 of what was written."""
+    source = reader.whole(inputs.paths[file])
+    describe(inputs, file, source)
+    rebuilt = deidentify.rebuild(source, inputs.key)
+    name = str(rebuilt.SOPInstanceUID)
+    if name in met:
+        raise Withheld(Reason.DUPLICATE)
+    met.add(name)
+    partial = target / f"{name}.partial"
+    partial.write_bytes(deidentify.encode(rebuilt))
+    content = partial.read_bytes()
+    if not within_allow_list(content):
+        partial.unlink()
+        raise Withheld(Reason.NOT_CLEAN)
+    partial.replace(target / f"{name}.dcm")
+    return hashlib.sha256(content).hexdigest()
+
+
+def describe(inputs: Inputs, file: int, header: Dataset) -> None:
+    """Note what the manifest may say of a header: keyed tokens and the name of a known SOP class."""
+    key = inputs.key
+    instance, series = ("".join(gates.words(header, keyword)) for keyword in ("SOPInstanceUID", "SeriesInstanceUID"))
+    if instance:
+        inputs.know(file, token=pseudonym.token(key, "uid", instance))
+    if series:
+        inputs.know(file, series=pseudonym.token(key, "uid", series))
+    inputs.know(file, sop_class=profile.SOP_CLASSES.get("".join(gates.words(header, "SOPClassUID")), (None,))[0])
+    if "".join(gates.words(header, "PatientID")):
+        inputs.know(file, patient=rules.patient_of(header, key))
+
+
+def within_allow_list(content: bytes) -> bool:
+    """Whether the written bytes hold our preamble and meta, and no attribute outside the tables at any level."""
+    if not content.startswith(deidentify.PREAMBLE + b"DICM"):
+        return False
+    written = pydicom.dcmread(io.BytesIO(content))
+    if written.file_meta.get("ImplementationClassUID") != deidentify.IMPLEMENTATION_UID:
+        return False
+    return all(element.keyword in profile.allowed() for element in written.iterall())

@@ -1,0 +1,131 @@
+"""Builders that several tests share: small MR series as a scanner would write them, with nothing from a real person.
+
+Left out: planted identifiers (`test_client_leaks`), and anything that needs files beside the repository.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+
+KEY = bytes(range(32))
+ROOT = "1.2.826.0.1.3680043.8.498.7"
+
+
+def phantom(right: int = 16, anterior: int = 20, superior: int = 16) -> np.ndarray:
+    """A head without any symmetry, indexed (right, anterior, superior): every corner of it can be told apart."""
+    r, a, s = np.meshgrid(*(np.linspace(-1, 1, n) for n in (right, anterior, superior)), indexing="ij")
+    body = ((r**2 + a**2 + (0.8 * s) ** 2) < 1) * 200.0
+    return np.asarray(body + (r > 0.3) * (a > 0.3) * 300 + (s > 0.5) * 150 + (a < -0.4) * 80 + (r + a + s + 3) * 5)
+
+
+@pytest.fixture
+def key() -> bytes:
+    return KEY
+
+
+@pytest.fixture
+def head() -> np.ndarray:
+    return phantom()
+
+
+@pytest.fixture
+def make_slice() -> Callable[..., FileDataset]:
+    """One axial slice; any attribute can be overridden, or removed with None."""
+
+    def make(index: int = 0, pixels: np.ndarray | None = None, **attributes: Any) -> FileDataset:
+        samples = np.full((8, 8), 100 + index, dtype=np.uint16) if pixels is None else pixels.astype(np.uint16)
+        meta = FileMetaDataset()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        meta.MediaStorageSOPClassUID = MRImageStorage
+        ds = FileDataset("", {}, preamble=bytes(128), file_meta=meta)
+        ds.SOPClassUID, ds.SOPInstanceUID = MRImageStorage, f"{ROOT}.3.{index + 1}"
+        ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = f"{ROOT}.1", f"{ROOT}.2", f"{ROOT}.4"
+        ds.Modality, ds.ImageType, ds.PatientID, ds.PatientName = "MR", ["ORIGINAL", "PRIMARY", "M"], "P1", "A^B"
+        ds.ScanningSequence, ds.SequenceVariant, ds.MRAcquisitionType = ["GR", "IR"], ["SP", "MP"], "3D"
+        ds.RepetitionTime, ds.EchoTime, ds.InversionTime, ds.FlipAngle = "2000", "2.98", "900", "9"
+        ds.EchoTrainLength, ds.NumberOfAverages, ds.MagneticFieldStrength = "1", "1", "3"
+        ds.PatientPosition, ds.InstanceNumber = "HFS", index + 1
+        ds.SliceThickness = ds.SpacingBetweenSlices = "2"
+        ds.PixelSpacing, ds.ImageOrientationPatient = ["1.5", "1.25"], [1, 0, 0, 0, 1, 0]
+        ds.ImagePositionPatient = [-10.5, -12.25, 2.0 * index]
+        ds.RescaleIntercept, ds.RescaleSlope, ds.LossyImageCompression = "0", "1", "00"
+        ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+        ds.Rows, ds.Columns = samples.shape
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
+        ds.PixelData = samples.tobytes()
+        for keyword, value in attributes.items():
+            if value is None:
+                delattr(ds, keyword)
+            else:
+                setattr(ds, keyword, value)
+        meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+        return ds
+
+    return make
+
+
+@pytest.fixture
+def save() -> Callable[[Dataset, Path], Path]:
+    """Write a dataset as a Part 10 file."""
+
+    def write(ds: Dataset, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ds.save_as(path, enforce_file_format=True)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_series(
+    make_slice: Callable[..., FileDataset], save: Callable[[Dataset, Path], Path]
+) -> Callable[..., list[Path]]:
+    """An axial series cut from a volume (right, anterior, superior), one file a slice; `change` may edit each dataset."""
+
+    def write(
+        folder: Path,
+        volume_RAS: np.ndarray | None = None,
+        change: Callable[[int, FileDataset], None] | None = None,
+        **attributes: Any,
+    ) -> list[Path]:
+        volume = phantom() if volume_RAS is None else volume_RAS
+        study = attributes.pop("study", "1")
+        paths = []
+        for index in range(volume.shape[2]):
+            # DICOM columns run to the patient's left, rows to the back
+            ds = make_slice(index, volume[::-1, ::-1, index].T, **attributes)
+            ds.StudyInstanceUID, ds.SeriesInstanceUID = f"{ROOT}.{study}.1", f"{ROOT}.{study}.2"
+            ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"{ROOT}.{study}.3.{index + 1}"
+            if change is not None:
+                change(index, ds)
+            paths.append(save(ds, folder / f"IM{index:04d}.dcm"))
+        return paths
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def _no_debug_output() -> None:
+    """pydicom quotes every value when debugging; no test may leave that on."""
+    assert not pydicom.config.debugging
+
+
+@pytest.fixture
+def real_data() -> Callable[[str], Path]:
+    """A folder of the real images beside the checkout; skips, saying so, where it is absent."""
+
+    def locate(name: str) -> Path:
+        path = Path(__file__).resolve().parents[2] / "shared" / "data" / name
+        if not path.is_dir():
+            pytest.skip(f"no real images at {path}")
+        return path
+
+    return locate
