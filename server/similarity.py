@@ -1,0 +1,106 @@
+"""Structural similarity of unpaired images: how alike are images of one set, and how near is the nearest of another?
+
+Both are measured at no more than 64 x 64 pixels (larger images are reduced, with antialiasing), so that figures of
+different image sizes mean the same.
+
+MS-SSIM by torchmetrics. Its default refuses small images: here kernel 7 (sigma 0.8) and 3 scales with betas
+(0.3, 0.35, 0.35) at 64 pixels, 2 scales at 32, 1 at 16.
+SSIM with Wang's Gaussian window (11 pixels, sigma 1.5; k1 0.01, k2 0.03), taken around every second pixel. A window's
+weighted products are inner products of patches, so all pairs of two sets are one matrix product per window.
+
+Left out: SSIM between random real and drawn images. It rewards collapse: the mean image beats real ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+PIXELS = 64  # the largest width at which similarity is measured
+PAIRS = 1000  # random pairs behind an intra-set MS-SSIM
+BETAS = {1: (1.0,), 2: (0.45, 0.55), 3: (0.3, 0.35, 0.35)}
+WINDOW, SIGMA, STRIDE = 11, 1.5, 2
+C1, C2 = 0.01**2, 0.03**2
+
+
+def shrink(x_NHW: np.ndarray) -> Tensor:
+    """(N, H, H) uint8 -> (N, h, h) float32 in [0, 1] with h = min(H, 64)."""
+    x_N1HW = torch.from_numpy(np.ascontiguousarray(x_NHW))[:, None].float() / 255.0
+    if x_N1HW.shape[2] > PIXELS:
+        x_N1HW = F.interpolate(x_N1HW, size=(PIXELS, PIXELS), mode="bilinear", antialias=True, align_corners=False)
+    return x_N1HW[:, 0]
+
+
+def pairs(group_N: np.ndarray, rng: np.random.Generator, count: int = PAIRS) -> np.ndarray:
+    """`count` random pairs (K, 2) of indices whose groups (patients) differ; with repetition where few exist."""
+    ends_K2 = rng.integers(len(group_N), size=(count, 2))
+    same = group_N[ends_K2[:, 0]] == group_N[ends_K2[:, 1]]
+    while same.any():
+        ends_K2[same, 1] = rng.integers(len(group_N), size=int(same.sum()))
+        same = group_N[ends_K2[:, 0]] == group_N[ends_K2[:, 1]]
+    return ends_K2
+
+
+def ms_ssim(a_NHW: Tensor, b_NHW: Tensor, pairs_K2: np.ndarray, batch: int = 500) -> np.ndarray:
+    """MS-SSIM of each pair (K,); values in [0, 1], negative contrast terms count as 0."""
+    width = a_NHW.shape[1]
+    scales = 3 if width >= 64 else 2 if width >= 32 else 1
+    parts = []
+    for start in range(0, len(pairs_K2), batch):
+        i, j = torch.from_numpy(pairs_K2[start : start + batch].T)
+        parts.append(
+            multiscale_structural_similarity_index_measure(
+                a_NHW[i][:, None],
+                b_NHW[j][:, None],
+                kernel_size=7,
+                sigma=0.8,
+                betas=BETAS[scales],
+                data_range=1.0,
+                reduction="none",
+            )
+        )
+    return torch.cat(parts).double().numpy()
+
+
+def ssim(a_NHW: Tensor, b_MHW: Tensor, stride: int = STRIDE) -> Tensor:
+    """SSIM of all pairs (N, M), mean over windows around every `stride`-th pixel; at stride 1 equal to torchmetrics."""
+    offsets = torch.arange(WINDOW, dtype=torch.float32) - WINDOW // 2
+    g = torch.exp(-(offsets**2) / (2 * SIGMA**2))
+    g = g / g.sum()
+    root = (g[:, None] * g[None, :]).flatten().sqrt()[:, None]
+
+    def patches(x_NHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Weighted patches (L, N, 121), their means (L, N) and their variances (L, N)."""
+        padded = F.pad(x_NHW[:, None], [WINDOW // 2] * 4, mode="reflect")
+        p_NKL = F.unfold(padded, WINDOW, stride=stride)
+        p_LNK = (p_NKL * root).permute(2, 0, 1).contiguous()
+        mean_LN = (p_LNK * root[:, 0]).sum(dim=2)
+        return p_LNK, mean_LN, p_LNK.square().sum(dim=2) - mean_LN.square()
+
+    a, mu_a, var_a = patches(a_NHW)
+    b, mu_b, var_b = patches(b_MHW)
+    total = torch.zeros(len(a_NHW), len(b_MHW))
+    for k in range(len(a)):  # Wang et al. 2004, equation 13
+        mu = torch.outer(mu_a[k], mu_b[k])
+        covariance = a[k] @ b[k].T - mu
+        above = (2 * mu + C1) * (2 * covariance + C2)
+        means = mu_a[k].square()[:, None] + mu_b[k].square()[None, :] + C1
+        variances = var_a[k][:, None] + var_b[k][None, :] + C2
+        total += above / (means * variances)
+    return total / len(a)
+
+
+def nearest(query_NHW: Tensor, real_MHW: Tensor, patient_M: np.ndarray, batch: int = 256) -> np.ndarray:
+    """Largest SSIM of each query image to the images of each patient: (N, P)."""
+    patient, count = torch.from_numpy(patient_M), int(patient_M.max()) + 1
+    best_NP = torch.full((len(query_NHW), count), -1.0)
+    for start in range(0, len(query_NHW), batch):
+        rows = slice(start, start + batch)
+        for first in range(0, len(real_MHW), batch):
+            columns = slice(first, first + batch)
+            found = ssim(query_NHW[rows], real_MHW[columns])
+            best_NP[rows].scatter_reduce_(1, patient[columns].expand(len(found), -1), found, "amax")
+    return best_NP.double().numpy()

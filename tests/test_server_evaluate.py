@@ -1,0 +1,171 @@
+"""Figures stand beside floors and intervals, equal their references, and show degenerate generators for what they are."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from server import features, similarity
+from server.evaluate import Evaluator, Figure, Heldout, interval
+from shared.errors import DataError, WeightsError
+
+KEYS = ["FD-efflite0", "KID-efflite0", "MS-SSIM diversity gap", "NN-SSIM to held-out"]
+
+
+def slices(patients: int, per_patient: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Smooth blobs in an ellipse; those of one patient resemble each other."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    images = []
+    for _ in range(patients):
+        wide, tall = rng.uniform(0.55, 0.9, 2)
+        texture = ndimage.gaussian_filter(rng.normal(size=(size, size)), size / 10)
+        for _ in range(per_patient):
+            own = texture + 0.5 * ndimage.gaussian_filter(rng.normal(size=(size, size)), size / 10)
+            inside = (x / wide) ** 2 + (y / tall) ** 2 < 1
+            images.append(np.clip(120 + 60 * own / own.std(), 1, 255) * inside)
+    return np.stack(images).astype(np.uint8), np.repeat(np.arange(patients), per_patient)
+
+
+@pytest.fixture(scope="module")
+def heldout() -> Heldout:
+    x_NHW, patient_N = slices(patients=6, per_patient=4, size=32, seed=0)
+    return Heldout(x_NHW, patient_N, np.zeros(len(x_NHW), int))
+
+
+@pytest.fixture(scope="module")
+def evaluator(heldout: Heldout) -> Evaluator:
+    return Evaluator(heldout, bootstrap=40, seed=1, samples=12)
+
+
+@pytest.fixture(scope="module")
+def other_patients(evaluator: Evaluator) -> dict[str, Figure]:
+    return evaluator(slices(patients=12, per_patient=1, size=32, seed=7)[0])
+
+
+def test_every_figure_has_a_floor_and_an_interval_that_contains_it(other_patients: dict[str, Figure]) -> None:
+    assert list(other_patients) == KEYS
+    for figure in other_patients.values():
+        assert figure.low <= figure.value <= figure.high
+        assert np.isfinite(list(figure.to_dict().values())).all()
+    assert other_patients["FD-efflite0"].floor > 0
+
+
+def test_noise_is_far_above_the_floor(evaluator: Evaluator, other_patients: dict[str, Figure]) -> None:
+    noise = evaluator(np.random.default_rng(0).integers(0, 256, (12, 32, 32), dtype=np.uint8))
+    for key in ("FD-efflite0", "KID-efflite0"):
+        assert noise[key].low > 3 * noise[key].floor
+        assert noise[key].low > other_patients[key].high
+    assert noise["MS-SSIM diversity gap"].high < -noise["MS-SSIM diversity gap"].floor  # less alike than patients are
+    assert noise["NN-SSIM to held-out"].high < 0.5 * noise["NN-SSIM to held-out"].floor
+
+
+def test_the_mean_image_is_collapse_and_the_diversity_gap_says_so(evaluator: Evaluator, heldout: Heldout) -> None:
+    collapse = evaluator(np.repeat(heldout.x_NHW.mean(axis=0, keepdims=True).astype(np.uint8), 12, axis=0))
+    gap = collapse["MS-SSIM diversity gap"]
+    assert gap.low > 5 * gap.floor
+    assert gap.value > 0.2
+
+
+def test_copies_of_heldout_images_have_a_nearest_neighbour_of_one(evaluator: Evaluator, heldout: Heldout) -> None:
+    nearest = evaluator(heldout.x_NHW[::2])["NN-SSIM to held-out"]
+    assert nearest.value == pytest.approx(1.0, abs=1e-5)
+    assert nearest.floor < 0.9
+
+
+def test_the_same_images_give_the_same_figures(evaluator: Evaluator, other_patients: dict[str, Figure]) -> None:
+    assert evaluator(slices(patients=12, per_patient=1, size=32, seed=7)[0]) == other_patients
+
+
+def test_a_floor_needs_two_patients(heldout: Heldout) -> None:
+    alone = Heldout(heldout.x_NHW, np.zeros_like(heldout.patient_N), heldout.label_N)
+    with pytest.raises(DataError, match="hold out two or more"):
+        Evaluator(alone, bootstrap=20, seed=0)
+    with pytest.raises(DataError, match="hold out more"):
+        Evaluator(Heldout(heldout.x_NHW[:5], np.array([0, 1, 1, 1, 1]), np.zeros(5, int)), bootstrap=20, seed=0)
+
+
+@pytest.mark.parametrize(("patients", "per_patient", "size"), [(2, 2, 16), (4, 1, 16), (3, 2, 96)])
+def test_small_and_large_images_of_few_patients_work(patients: int, per_patient: int, size: int) -> None:
+    x_NHW, patient_N = slices(patients, per_patient, size, seed=3)
+    figures = Evaluator(Heldout(x_NHW, patient_N, patient_N), bootstrap=20, seed=0)(x_NHW[:2])
+    assert all(np.isfinite(list(figure.to_dict().values())).all() for figure in figures.values())
+
+
+@pytest.mark.parametrize(
+    "drawn", [np.zeros((3, 16, 16), np.uint8), np.zeros((3, 32, 32), np.float32), np.zeros((1, 32, 32), np.uint8)]
+)
+def test_drawn_images_that_do_not_fit_are_refused(evaluator: Evaluator, drawn: np.ndarray) -> None:
+    with pytest.raises(DataError, match="drawn image"):
+        evaluator(drawn)
+
+
+def test_heldout_images_survive_the_disk_and_a_damaged_file_is_a_clear_error(heldout: Heldout, tmp_path: Path) -> None:
+    path = tmp_path / "heldout.npz"
+    heldout.save(path)
+    again = Heldout.load(path)
+    for before, after in zip(vars(heldout).values(), vars(again).values(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match="held-out images"):
+        Heldout.load(path)
+    np.savez(path, x_NHW=np.array([{}]), allow_pickle=True)
+    with pytest.raises(DataError, match="held-out images"):
+        Heldout.load(path)
+
+
+def test_distances_from_inner_products_equal_torchmetrics_on_resampled_sets() -> None:
+    rng = np.random.default_rng(0)
+    a_Nd, b_Md = torch.from_numpy(rng.normal(size=(30, 64))), torch.from_numpy(rng.normal(0.3, 1.2, size=(20, 64)))
+    products = features.Products(a_Nd, b_Md)
+    i, j = rng.integers(30, size=30), rng.integers(20, size=20)
+    w, v = (torch.from_numpy(np.bincount(k, minlength=n).astype(float)) for k, n in ((i, 30), (j, 20)))
+    assert products.frechet(w, v) == pytest.approx(features.frechet(a_Nd[i], b_Md[j]), abs=1e-3)
+    ones = torch.ones(20, dtype=torch.float64)  # one subset of everything: torchmetrics takes equal numbers
+    assert features.Products(a_Nd[:20], b_Md).kernel(ones, ones) == pytest.approx(features.kernel(a_Nd[:20], b_Md, 0))
+
+
+def test_the_ssim_of_all_pairs_equals_torchmetrics() -> None:
+    a_NHW = similarity.shrink(slices(patients=3, per_patient=1, size=32, seed=1)[0])
+    b_MHW = similarity.shrink(slices(patients=2, per_patient=1, size=32, seed=2)[0])
+    for i, j in np.ndindex(3, 2):
+        expected = structural_similarity_index_measure(a_NHW[i, None, None], b_MHW[j, None, None], data_range=1.0)
+        assert float(similarity.ssim(a_NHW, b_MHW, stride=1)[i, j]) == pytest.approx(float(expected), abs=1e-5)
+        assert float(similarity.ssim(a_NHW, b_MHW)[i, j]) == pytest.approx(float(expected), abs=0.02)
+
+
+def test_folding_the_normalisation_does_not_move_the_features(
+    heldout: Heldout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused = features.extract(features.EfficientNetLite0(), heldout.x_NHW[:2])
+    monkeypatch.setattr(features, "_fuse", lambda network: None)
+    plain = features.extract(features.EfficientNetLite0(), heldout.x_NHW[:2])
+    assert fused.shape == (2, 1280)
+    torch.testing.assert_close(fused, plain, atol=1e-4, rtol=0)
+
+
+def test_an_interval_is_centred_on_the_value_and_contains_it() -> None:
+    low, high = interval(5.0, list(np.random.default_rng(0).normal(9.0, 1.0, 1000)))  # a bootstrap that drifted upwards
+    assert low == pytest.approx(3.0, abs=0.2)
+    assert high == pytest.approx(7.0, abs=0.2)
+    assert interval(5.0, [4.0] * 20) == (5.0, 5.0)
+
+
+def test_only_the_original_weights_may_be_called_fid(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="no Inception weights"):
+        features.inception(tmp_path / "absent.pth")
+    (tmp_path / "other.pth").write_bytes(b"other weights")
+    with pytest.raises(WeightsError, match="only the original weights"):
+        features.inception(tmp_path / "other.pth")
+
+
+def test_evaluation_warns_of_nothing(evaluator: Evaluator, heldout: Heldout) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluator(heldout.x_NHW[:3])
