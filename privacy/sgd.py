@@ -11,7 +11,7 @@ Condition     the loss of a patient depends on that patient alone: no BatchNorm,
 |----------------------------------|-----------------------------------------------------------------------------|
 | nobody sampled                   | the sum is zero; noise is added, the optimizer steps, the step is accounted |
 | NaN or infinite gradient         | that patient contributes exactly zero and is counted in `rejected`          |
-| a gradient whose norm overflows  | the same                                                                    |
+| a gradient norm beyond 1e30 C    | the same: a smaller factor would lose its precision in float32              |
 | zero gradient                    | contributes zero, no division by zero                                       |
 | parameter unused by the loss     | its gradient is zero                                                        |
 | parameter not float32            | PrivacyError: rounding the sum would change the sensitivity                 |
@@ -42,7 +42,8 @@ T = TypeVar("T")
 Clipping = Literal["fixed", "automatic"]
 
 GAMMA = 0.01  # stability constant of automatic clipping, Bu et al. 2022, section 4.2
-MARGIN = 1e-6  # the float32 norm may be low by this much, relatively; clip that much harder
+MARGIN = 1e-6  # covers the rounding of the scaled gradient to float32
+SMALLEST_FACTOR = 1e-30  # below this a float32 factor is no longer exact to 1e-7
 GRID_BITS = 20  # the released sum lies on a grid of 2^-20 of its noise: a millionth of a standard deviation
 
 
@@ -89,12 +90,14 @@ def clipped_sum(
         if max_grad_norm is None:
             torch._foreach_add_(totals, gradients)
         else:
-            norms = torch.stack(list(torch._foreach_norm(gradients)))
-            norm = torch.linalg.vector_norm(norms, dtype=torch.float64).item()  # the only wait for the device
-            if math.isfinite(norm):
-                torch._foreach_add_(totals, gradients, alpha=_factor(norm, max_grad_norm, clipping))
-            else:
+            # float64: summed in float32 the norm of 10^7 values comes out 4e-4 too low, and C would not be C
+            norms = torch.stack(list(torch._foreach_norm(gradients, 2, torch.float64)))
+            norm = torch.linalg.vector_norm(norms).item()  # the only wait for the device
+            factor = _factor(norm, max_grad_norm, clipping) if math.isfinite(norm) else 0.0
+            if factor < SMALLEST_FACTOR:
                 rejected += 1
+            else:
+                torch._foreach_add_(totals, gradients, alpha=factor)
         del used, gradients  # free this patient's gradients before the next forward pass
     return ClippedSum(total, math.inf if max_grad_norm is None else max_grad_norm, rejected)
 

@@ -58,9 +58,7 @@ def test_removing_one_patient_moves_the_clipped_sum_by_at_most_max_grad_norm(
     parameters = list(model.parameters())
 
     def total(group: list[Patient]) -> torch.Tensor:
-        found = clipped_sum(
-            denoising_loss(model), group, parameters, max_grad_norm=max_grad_norm, clipping=clipping
-        )
+        found = clipped_sum(denoising_loss(model), group, parameters, max_grad_norm=max_grad_norm, clipping=clipping)
         return flat(found.gradients)
 
     everyone = total(people)
@@ -113,6 +111,12 @@ def test_gradients_of_any_size_stay_within_the_bound(size: float, clipping: str)
     found = clipped_sum(lambda x: (w * x).sum(), [size], [w], max_grad_norm=1.0, clipping=clipping)
     assert flat(found.gradients).norm() <= 1 + 1e-5
     assert found.rejected == 0
+
+
+def test_the_bound_holds_for_millions_of_equal_values_where_a_float32_norm_comes_out_low() -> None:
+    w = torch.nn.Parameter(torch.ones(4_000_000))
+    found = clipped_sum(lambda x: (w * x).sum(), [0.7], [w], max_grad_norm=1.0)
+    assert 1 - 1e-5 < flat(found.gradients).norm().item() <= 1 + 1e-7
 
 
 def test_parameters_that_the_loss_does_not_use_get_zeros() -> None:
