@@ -1,0 +1,76 @@
+"""summary.json: what a run came to, for scripts. Its fields are a contract; new ones may be added, none renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from shared.errors import DataError
+
+
+class Measured(BaseModel):
+    """One figure of one evaluated round: its value, what real images score, and a 95 % interval."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    value: float
+    floor: float
+    low: float
+    high: float
+
+
+class Summary(BaseModel):
+    """The contents of summary.json.
+
+    sites_contributed   sites whose update is in every round
+    epsilon_per_patient per site, over all rounds; none where a site trained without privacy
+    nsr                 noise-to-signal ratio of one step, none without privacy
+    metrics             metric -> round as text -> figure; round "0" is the public base
+    bytes_per_round     all sites together, updates only
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    name: str
+    sites_total: int
+    sites_contributed: int
+    rounds: int
+    best_round: int | None
+    unit_of_privacy: str = "patient"
+    private: bool = True
+    delta: float
+    epsilon_per_patient: dict[str, float | None]
+    epsilon_cap: float | None = None
+    noise_multiplier: float | None
+    trainable: str | None = None
+    trainable_parameters: int
+    nsr: float | None
+    metrics: dict[str, dict[str, Measured]]
+    bytes_per_round: float
+    seconds: float
+    device: str | None = None
+    base: dict[str, str | None] | None = None
+    versions: dict[str, str]
+
+
+def write_summary(out: Path, summary: dict[str, Any]) -> None:
+    """Write OUT/summary.json whole or not at all. A dict that breaks the contract is our own mistake: ValidationError."""
+    text = Summary.model_validate(summary).model_dump_json(indent=2) + "\n"
+    temporary = out / f".summary.{os.getpid()}.json"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(out / "summary.json")
+
+
+def read_summary(out: Path) -> Summary:
+    """Read OUT/summary.json. DataError where it is absent or is not a summary."""
+    path = out / "summary.json"
+    try:
+        return Summary.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise DataError(f"no summary.json in {out}; has the run finished?") from error
+    except (ValueError, ValidationError) as error:
+        raise DataError(f"{path} is not a summary of a run; write it again with `fedsynth report {out}`") from error
