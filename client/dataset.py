@@ -50,7 +50,7 @@ def load(folder: Path) -> list[Patient]:
 
 def _load_one(path: Path) -> Patient:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             x_SHW, label = arrays["x"], int(arrays["label"])
         if x_SHW.dtype != np.uint8 or x_SHW.ndim != 3 or len(x_SHW) == 0:
             raise ValueError

@@ -7,6 +7,7 @@ carries geometry and pixels exactly and is not a complete Enhanced MR acquisitio
 from __future__ import annotations
 
 from pydicom.dataset import Dataset
+from pydicom.uid import MRImageStorage
 
 from client import gates, rules
 from client.manifest import Reason, Withheld
@@ -68,6 +69,7 @@ def split(result: Dataset) -> list[Dataset]:
         for name in GROUPS:
             for item in groups.get(name) or shared.get(name) or []:
                 single.update(item)
+        single.SOPClassUID = MRImageStorage  # what it now is; it is never written
         content = result.PixelData[number * size : (number + 1) * size]
         single.PixelData = content + b"\0" * (size % 2)
         single["PixelData"].VR = result["PixelData"].VR

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable
 from typing import Any
@@ -66,10 +67,8 @@ def test_removing_any_one_rule_is_noticed(
 ) -> None:
     table = tuple(rule for rule in profile.SINGLE_FRAME if rule.keyword != removed)
     monkeypatch.setitem(profile.SOP_CLASSES, "1.2.840.10008.5.1.4.1.1.4", ("MR Image", table))
-    try:
+    with contextlib.suppress(Withheld):  # the pixels cannot be described without some of them
         assert not expected(content(deidentify.rebuild(make_slice(), key)))
-    except Withheld:
-        pass  # the pixels cannot be described without it
 
 
 def test_the_markers_are_those_of_the_options_that_ran(make_slice: Make, key: bytes) -> None:
