@@ -49,6 +49,8 @@ def _rebuild(source: FileDataset, key: bytes) -> Dataset:
     elif gates.words(source, "NumberOfFrames") not in {(), ("1",)}:
         raise Withheld(Reason.PIXEL_FORMAT)
     result.PixelData = pixels.samples(source, str(source.file_meta.TransferSyntaxUID), result)
+    if source.file_meta.TransferSyntaxUID in pixels.LOSSY:
+        result.LossyImageCompression = "01"
     result["PixelData"].VR = "OW" if result.BitsAllocated > 8 else "OB"
     result.file_meta = file_meta(result)
     return result

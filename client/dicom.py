@@ -45,12 +45,14 @@ class Person:
     """The studies of one patient, by the study's token, then by the series' token."""
 
     identifier: str = ""
+    issued: bool = False
     studies: dict[str, dict[str, Series]] = field(default_factory=lambda: defaultdict(dict))
 
 
 def patients(inputs: Inputs, cut: Cut) -> Iterator[Found]:
     """Every patient with at least one usable series; each file of the inputs has its verdict when this ends."""
     people = _scan(inputs)
+    _withhold_unissued(inputs, people)
     for name in sorted(people):
         studies = people[name].studies
         pictures = [
@@ -60,6 +62,14 @@ def patients(inputs: Inputs, cut: Cut) -> Iterator[Found]:
         usable = [x_SHW for x_SHW in pictures if x_SHW is not None and len(x_SHW)]
         if usable:
             yield Found(name, people[name].identifier, -1, np.concatenate(usable))
+
+
+def _withhold_unissued(inputs: Inputs, people: dict[str, Person]) -> None:
+    """A patient without an issuer may be the one of the same number that has one: one person would count as two."""
+    issued = {person.identifier for person in people.values() if person.issued}
+    for name in [name for name, person in people.items() if not person.issued and person.identifier in issued]:
+        for found in (group for study in people.pop(name).studies.values() for group in study.values()):
+            _give(inputs, found.files, Reason.NO_ISSUER)
 
 
 def share(slices: int, number: int, studies: int) -> int:
@@ -95,6 +105,7 @@ def _file_away(inputs: Inputs, file: int, header: Dataset, people: dict[str, Per
     met.add(instance)
     person = people[rules.patient_of(header, key)]
     person.identifier = pseudonym.token(key, "label", rules.identifier_of(header))
+    person.issued = bool("".join(gates.words(header, "IssuerOfPatientID")))
     place = person.studies[pseudonym.token(key, "uid", study)]
     token = pseudonym.token(key, "uid", group)
     place.setdefault(token, Series(token)).frames.extend(frames)

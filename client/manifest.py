@@ -44,6 +44,7 @@ class Reason(Enum):
     TRUNCATED = (Verdict.QUARANTINED, "fewer pixel bytes than the header says")
     REQUIRED = (Verdict.QUARANTINED, "a required attribute is missing, repeated or out of range")
     NO_PATIENT = (Verdict.QUARANTINED, "no patient identifier; it cannot be grouped by patient")
+    NO_ISSUER = (Verdict.QUARANTINED, "no issuer, while the same patient identifier has one in another file")
     BURNED_IN = (Verdict.QUARANTINED, "text may be burned into the pixels")
     DERIVED = (Verdict.QUARANTINED, "derived or secondary, not as acquired")
     LOCALIZER = (Verdict.QUARANTINED, "localizer")

@@ -61,7 +61,7 @@ def _session(inputs: Inputs, files: list[int], cut: Cut, slices: int) -> np.ndar
             continue
         try:
             volume_RAS, spacing_mm = guarded(Reason.UNREADABLE, lambda: volume(inputs.paths[file]))  # noqa: B023
-            if volume_RAS.shape[2] < cut.minimum and min(volume_RAS.shape) < cut.minimum:
+            if min(volume_RAS.shape) < cut.minimum:
                 raise Withheld(Reason.FEW_SLICES)
             pictures = volumes.axial(volume_RAS, spacing_mm, size=cut.size, count=slices)
         except Withheld as withheld:

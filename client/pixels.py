@@ -16,6 +16,7 @@ from client.manifest import Reason, Withheld
 from client.reader import NATIVE
 
 LIMIT_SAMPLES = 1 << 30
+LOSSY = frozenset(f"1.2.840.10008.1.2.4.{kind}" for kind in (50, 51, 81, 91, 203))  # may have lost detail
 
 
 def samples(source: Dataset, syntax: str, description: Dataset) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import UID
 
-from client import deidentify, export, gates, pixels, profile, pseudonym, rules
+from client import deidentify, export, gates, pixels, profile, pseudonym, reader, rules
 from client.manifest import Reason, Withheld
 
 Make = Callable[..., FileDataset]
@@ -199,6 +202,41 @@ def test_unused_high_bits_and_trailing_bytes_are_cut(make_slice: Make, key: byte
     plain = np.arange(64, dtype=np.uint16).reshape(8, 8)
     hidden = make_slice(PixelData=(plain | 0xF000).tobytes() + b"JANE" * 10)
     assert deidentify.rebuild(hidden, key).PixelData == plain.tobytes()
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2",
+                                    "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.90"])  # fmt: skip
+def test_every_transfer_syntax_is_rebuilt_alike(
+    make_slice: Make, key: bytes, head: np.ndarray, tmp_path: Path, syntax: str
+) -> None:
+    plain = deidentify.rebuild(make_slice(0, np.kron(head[:, :, 8], np.ones((4, 4)))), key)
+    source = make_slice(0, np.kron(head[:, :, 8], np.ones((4, 4))))
+    if UID(syntax).is_compressed and not UID(syntax).is_deflated:
+        source.compress(syntax, generate_instance_uid=False)
+        source.PixelData = with_comments(source.PixelData)
+    elif syntax == "1.2.840.10008.1.2.2":
+        source.PixelData = np.frombuffer(source.PixelData, "<u2").astype(">u2").tobytes()
+    source.file_meta.TransferSyntaxUID = syntax
+    source.set_original_encoding(syntax == "1.2.840.10008.1.2", syntax != "1.2.840.10008.1.2.2")
+    source.save_as(tmp_path / "x.dcm", enforce_file_format=True)
+    rebuilt = deidentify.rebuild(reader.whole(tmp_path / "x.dcm"), key)
+    assert rebuilt == plain and b"QZJX" not in deidentify.encode(rebuilt)
+
+
+def with_comments(stream: bytes) -> bytes:
+    """A comment inside the JPEG 2000 codestream, and a fragment too many."""
+    (frame,) = generate_frames(stream, number_of_frames=1)
+    place = frame.find(b"\xff\x52")
+    if place > 0:
+        frame = frame[:place] + b"\xff\x64\x00\x10\x00\x01" + b"QZJX" * 3 + frame[place:]
+        return encapsulate([frame]) + b"\xfe\xff\x00\xe0\x08\x00\x00\x00QZJXQZJX"
+    return encapsulate([frame])
+
+
+def test_lossy_compression_is_said_even_when_the_source_does_not_say_it(make_slice: Make, key: bytes) -> None:
+    source = make_slice(0, np.arange(4096).reshape(64, 64), LossyImageCompression=None)
+    source.compress("1.2.840.10008.1.2.4.91", j2k_cr=[2], generate_instance_uid=False)
+    assert deidentify.rebuild(source, key).LossyImageCompression == "01"
 
 
 def test_negative_samples_survive_the_mask() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable
 
@@ -97,6 +98,50 @@ def test_only_the_first_complete_volume_of_a_multi_frame_series_is_used(
         (path,) = (folder / f"work-{name}" / "cohort").glob("*.npz")
         cohorts.append(np.load(path)["x"])
     assert np.array_equal(*cohorts)
+
+
+# What one multi-frame object becomes: keywords at the top, in the shared item, and in the first frame.
+TOP = {
+    *(rule.keyword for rule in profile.IDENTITY), *(rule.keyword for rule in profile.PIXELS), "SOPClassUID", "ImageType",
+    "InstanceNumber", "Manufacturer", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions",
+    "MagneticFieldStrength", "NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+}  # fmt: skip
+SHARED = {
+    "PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence", "ImageOrientationPatient",
+    "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "RescaleIntercept", "RescaleSlope", "RescaleType",
+}  # fmt: skip
+FRAME = {"FrameContentSequence", "PlanePositionSequence", "TemporalPositionIndex", "InStackPositionNumber",
+         "ImagePositionPatient"}  # fmt: skip
+KEPT = [rule.keyword for rule in profile.MULTI_FRAME if rule.kind not in ("group", "pixels")]
+GROUPED = [(name, rule.keyword) for name, table in profile.GROUPS.items() for rule in table]
+
+
+def shape(rebuilt: Dataset) -> tuple[set[str], set[str], set[str]]:
+    """Keywords at the top, shared and of the first frame."""
+    return (
+        {element.keyword for element in rebuilt},
+        {element.keyword for element in rebuilt.SharedFunctionalGroupsSequence[0].iterall()},
+        {element.keyword for element in rebuilt.PerFrameFunctionalGroupsSequence[0].iterall()},
+    )
+
+
+def test_a_rebuilt_multi_frame_object_is_exactly_the_table(make_slice: Make, head: np.ndarray, key: bytes) -> None:
+    assert shape(deidentify.rebuild(multi_frame(make_slice, head, [0, 1, 2]), key)) == (TOP, SHARED, FRAME)
+
+
+@pytest.mark.parametrize("removed", [*KEPT, *GROUPED], ids=str)
+def test_removing_any_one_multi_frame_rule_is_noticed(
+    make_slice: Make, head: np.ndarray, key: bytes, removed: str | tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(removed, str):
+        table = tuple(rule for rule in profile.MULTI_FRAME if rule.keyword != removed)
+        monkeypatch.setitem(profile.SOP_CLASSES, EnhancedMRImageStorage, ("Enhanced MR Image", table))
+    else:
+        group, keyword = removed
+        table = tuple(rule for rule in profile.GROUPS[group] if rule.keyword != keyword)
+        monkeypatch.setitem(profile.GROUPS, group, table)
+    with contextlib.suppress(Withheld):
+        assert shape(deidentify.rebuild(multi_frame(make_slice, head, [0, 1, 2]), key)) != (TOP, SHARED, FRAME)
 
 
 @pytest.mark.parametrize("broken", ["no position", "two items", "phase frame", "too few frames", "no groups"])

@@ -47,6 +47,14 @@ def test_the_same_number_from_two_issuers_stays_two_patients(tmp_path: Path, wri
     assert run(tmp_path).patients == 2
 
 
+def test_a_patient_whose_issuer_is_sometimes_missing_is_not_counted_twice(tmp_path: Path, write_series: Write) -> None:
+    write_series(tmp_path / "data" / "a", study="1", PatientID="7", IssuerOfPatientID="north")
+    write_series(tmp_path / "data" / "b", study="2", PatientID="7")
+    write_series(tmp_path / "data" / "c", study="3", PatientID="8")
+    report = run(tmp_path)
+    assert report.patients == 2 and report.reasons == {"no-issuer": 16}
+
+
 def test_every_file_has_exactly_one_verdict(tmp_path: Path, write_series: Write) -> None:
     paths = write_series(tmp_path / "data" / "good")
     write_series(tmp_path / "data" / "derived", study="2", ImageType=["DERIVED", "SECONDARY"])
