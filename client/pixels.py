@@ -8,14 +8,18 @@ Left out: colour, floating-point samples, 32-bit samples.
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder
 
 from client.manifest import Reason, Withheld
 from client.reader import NATIVE
 
 LIMIT_SAMPLES = 1 << 30
+RLE = "1.2.840.10008.1.2.5"
 LOSSY = frozenset(f"1.2.840.10008.1.2.4.{kind}" for kind in (50, 51, 81, 91, 203))  # may have lost detail
 
 
@@ -55,10 +59,35 @@ def _native(source: Dataset, syntax: str, shape: tuple[int, int, int], allocated
 
 
 def _decoded(source: Dataset, syntax: str, shape: tuple[int, int, int]) -> np.ndarray:
-    array, _ = get_decoder(syntax).as_array(source, raw=True, allow_excess_frames=False)
+    if syntax != RLE:
+        for frame in generate_frames(source.PixelData, number_of_frames=shape[0]):
+            if declared_size(frame) != shape[1:]:
+                raise Withheld(Reason.PIXEL_FORMAT)
+    # pylibjpeg-rle panics on damaged streams; pydicom's own RLE decoder raises.
+    plugin = "pydicom" if syntax == RLE else ""
+    array, _ = get_decoder(syntax).as_array(source, raw=True, allow_excess_frames=False, decoding_plugin=plugin)
     if array.size != np.prod(shape) or array.dtype.kind not in "iu":
         raise Withheld(Reason.TRUNCATED)
     return np.asarray(array).reshape(shape)
+
+
+def declared_size(frame: bytes) -> tuple[int, int] | None:
+    """(rows, columns) that a JPEG, JPEG-LS or JPEG 2000 stream says of itself; None when it does not.
+
+    Looked at before decoding, because a decoder takes memory for what the stream declares, not for what the header says.
+    """
+    start = frame.find(b"\xff\x4f\xff\x51", 0, 256)  # JPEG 2000: SOC, SIZ (T.800, A.5.1); a JP2 wrapper may come first
+    if start >= 0:
+        right, bottom, left, top = struct.unpack(">4I", frame[start + 8 : start + 24])
+        return bottom - top, right - left
+    place = 2 if frame[:2] == b"\xff\xd8" else len(frame)
+    while place + 9 <= len(frame) and frame[place] == 0xFF:  # JPEG: segments up to the frame header (T.81, B.2.2)
+        marker, length = frame[place + 1], struct.unpack(">H", frame[place + 2 : place + 4])[0]
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            rows, columns = struct.unpack(">HH", frame[place + 5 : place + 9])
+            return rows, columns
+        place += 2 + length
+    return None
 
 
 def masked(raw: np.ndarray, stored: int, *, signed: bool) -> np.ndarray:

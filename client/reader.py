@@ -3,7 +3,7 @@
 Links are not followed and special files are never opened. A file larger than the limit is refused before it is read, and
 deflated data is unpacked with a limit. Only Part 10 files with a preamble and file meta information are DICOM here.
 
-Left out: a limit on the memory that a compressed picture's own decoder takes.
+Left out: files without preamble and meta; a limit on time.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ def guarded(reason: Reason, read: Callable[[], T]) -> T:
     try:
         with redacted():
             return read()
-    except Withheld:
+    except (Withheld, KeyboardInterrupt, SystemExit):
         raise
-    except Exception:  # noqa: BLE001, S110  (any failure of a reader is a verdict on the file, and its text may name a patient)
+    except BaseException:  # noqa: BLE001, S110  (any failure of a reader is a verdict on the file; a Rust panic is no Exception)
         pass
     raise Withheld(reason)

@@ -17,7 +17,7 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from client import deidentify, export, manifest, nifti, reader
+from client import deidentify, export, manifest, nifti, pixels, reader, redaction
 from client.ingest import ingest
 from client.manifest import Reason, Withheld
 from shared.config import Site
@@ -90,6 +90,39 @@ def test_a_deflated_file_is_read_and_a_bomb_is_not_unpacked(
     packer = zlib.compressobj(wbits=-15)
     path.write_bytes(content[:start] + packer.compress(bytes(1 << 23)) + packer.flush())
     assert reason_of(path, key) is Reason.TOO_LARGE
+
+
+@pytest.mark.parametrize(("syntax", "marker", "place"), [("1.2.840.10008.1.2.4.90", b"\xff\x51", 6)])
+def test_a_picture_that_unpacks_to_another_size_is_not_decoded(
+    tmp_path: Path,
+    make_slice: Make,
+    key: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    syntax: str,
+    marker: bytes,
+    place: int,
+) -> None:
+    source = make_slice(0, np.arange(4096).reshape(64, 64))
+    source.compress(syntax, generate_instance_uid=False)
+    content = bytearray(source.PixelData)
+    start = content.index(marker) + place
+    content[start : start + 8] = struct.pack(">2I", 60000, 60000)
+    source.PixelData = bytes(content)
+    monkeypatch.setattr(pixels, "get_decoder", lambda syntax: pytest.fail("it was decoded"))
+    with pytest.raises(Withheld) as caught:
+        deidentify.rebuild(source, key)
+    assert caught.value.reason is Reason.PIXEL_FORMAT
+
+
+def test_a_panic_in_a_decoder_is_a_verdict() -> None:
+    class PanicError(BaseException):
+        """What a panic in a Rust extension looks like to Python."""
+
+    def read() -> None:
+        raise PanicError
+
+    with pytest.raises(Withheld):
+        redaction.guarded(Reason.UNREADABLE, read)
 
 
 def test_a_file_over_the_limit_is_refused_unread(
