@@ -88,4 +88,5 @@ def within_allow_list(content: bytes) -> bool:
     written = pydicom.dcmread(io.BytesIO(content))
     if written.file_meta.get("ImplementationClassUID") != deidentify.IMPLEMENTATION_UID:
         return False
-    return all(element.keyword in profile.allowed() for element in written.iterall())
+    permitted = profile.allowed()
+    return all(element.keyword in permitted for element in written.iterall())
