@@ -85,11 +85,13 @@ def card(base: str) -> dict[str, Any]:
 def load_base(base: str, settings: Network, classes: dict[str, str]) -> Model:
     """A model with the weights of a base and a prior for the experiment's classes.
 
-    base   a shipped name, a path, or "none" for random weights whose prior is standard normal
+    base   a shipped name, a path, or "none" for random weights, the same everywhere, whose prior is standard normal
     Raises WeightsError when the base was made for another network than `settings`.
     """
     if base == "none":
-        return Model(settings, tuple(classes), classes)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return Model(settings, tuple(classes), dict.fromkeys(classes, "any") | {c: c for c in classes})
     about = card(base)
     made_for = validate(about["network"], Network, source=f"card of {base}")
     if made_for != settings:

@@ -29,7 +29,11 @@ from simulations import phantoms
 
 
 class Pretraining(Record):
-    """Settings of a base. `kl` weighs the latent's Kullback-Leibler term (Kingma & Welling 2014) against the loss."""
+    """Settings of a base.
+
+    The latent's Kullback-Leibler term (Kingma & Welling 2014) has the weight `kl_start` for `kl_start_steps`, so that the U-Net learns to draw without leaning on the latent, and the weight `kl` after, so that the latent comes to say what an
+    image is like.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     seed: Annotated[int, Field(ge=0)] = 0
@@ -41,7 +45,9 @@ class Pretraining(Record):
     warmup_steps: Positive = 200
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    kl: Annotated[float, Field(ge=0)] = 1e-4
+    kl_start: Annotated[float, Field(ge=0)] = 1e-4
+    kl_start_steps: Annotated[int, Field(ge=0)] = 2750
+    kl: Annotated[float, Field(ge=0)] = 2e-6
     checkpoint_every: Positive = 250
     network: Network = Network()
     performance: Performance = Performance(precision="bfloat16")
@@ -92,11 +98,12 @@ def pretrain(settings: Pretraining, out: Path) -> Path:
                 )
             mean, log_std = mean.float(), log_std.float()
             kl = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum(1).mean()
+            weight = settings.kl_start if step < settings.kl_start_steps else settings.kl
             # Step: warm up, then decay to zero
             rate = min((step + 1) / settings.warmup_steps, 1.0) * min(1.0, 2 * (1 - step / settings.steps))
             optimizer.param_groups[0]["lr"] = settings.learning_rate * rate
             optimizer.zero_grad(set_to_none=True)
-            (loss + settings.kl * kl).backward()  # type: ignore[no-untyped-call]
+            (loss + weight * kl).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             decay = min(settings.ema, (step + 1) / (step + 10))
