@@ -64,6 +64,11 @@ def shown(epsilon: float | None) -> str:
     return f"{math.ceil(epsilon * 100 - 1e-9) / 100:.2f}"
 
 
+def small(delta: float) -> str:
+    """1e-05 -> "1e-5"."""
+    return f"{delta:g}".replace("e-0", "e-")
+
+
 def _round(epsilon: float) -> str:
     """e^epsilon, two digits, rounded up."""
     factor = math.exp(min(epsilon, 700))
@@ -82,7 +87,7 @@ def guarantee(statement: Statement) -> str:
             "Trained without differential privacy: there is no guarantee for any patient, and nothing may be released."
         )
     return (
-        f"({shown(statement.epsilon)}, {statement.delta:g})-differentially private per patient at every site; "
+        f"({shown(statement.epsilon)}, {small(statement.delta)})-differentially private per patient at every site; "
         f"{contributed(statement)}."
     )
 
@@ -96,12 +101,12 @@ def privacy_statement(statement: Statement) -> dict[str, str]:
         "Guarantee": guarantee(statement),
         "In plain words": "Take any patient, and any model or image that could come out of this work. With that patient's "
         f"scans in the training data its chance is at most e^{shown(statement.epsilon)} (about {_round(statement.epsilon)}) "
-        f"times its chance without them, and the other way round, plus {statement.delta:g}. This bounds the worst case, "
+        f"times its chance without them, and the other way round, plus {small(statement.delta)}. This bounds the worst case, "
         "against an observer who knows all the other patients. Below 1 is a strong promise, up to about 10 is in common "
         "use, more means little.",
         "Unit of privacy": "The patient: all slices of all studies of one person at a site.",
         "Neighbouring relation": "Add or remove all data of one patient at one site.",
-        "Epsilon per patient": f"{per_site}; delta {statement.delta:g}; rounded up. As each hospital's own ledger counts it: "
+        "Epsilon per patient": f"{per_site}; delta {small(statement.delta)}; rounded up. As each hospital's own ledger counts it: "
         f"all {statement.rounds} round(s) of this run and every earlier run on the same patients.",
         "Mechanism": f"Patient-level DP-SGD at each hospital: Poisson sampling of patients at rate {statement.sampling_rate:g}, "
         f"one gradient per patient clipped to an L2 norm of {statement.max_grad_norm:g}, Gaussian noise with multiplier "

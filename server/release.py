@@ -107,7 +107,7 @@ def _fill(
     provenance = dicom.Provenance(
         model=statement.experiment,
         model_sha256=statement.model_sha256,
-        guarantee=f"(ε {cards.shown(statement.epsilon)}, δ {statement.delta:g})",
+        guarantee=f"(ε {cards.shown(statement.epsilon)}, δ {cards.small(statement.delta)})",
     )
     salt = secrets.token_hex(16) if seed is None else f"{seed} {statement.model_sha256} {statement.experiment}"
     lines, number = [], 0

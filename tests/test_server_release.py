@@ -139,8 +139,8 @@ def test_a_dicom_says_that_it_is_synthetic_in_every_place(bundle: Path) -> None:
         assert (purpose.CodeValue, purpose.CodingSchemeDesignator) == ("109100", "DCM")
         assert purpose.CodeMeaning == "Synthesizing Equipment"
         assert equipment.SoftwareVersions == STATEMENT.model_sha256
-        assert "(ε 7.99, δ 1e-05)" in d.DerivationDescription
-        assert d.DeidentificationMethod == "synthetic; DP (ε 7.99, δ 1e-05) per patient"
+        assert "(ε 7.99, δ 1e-5)" in d.DerivationDescription
+        assert d.DeidentificationMethod == "synthetic; DP (ε 7.99, δ 1e-5) per patient"
         assert str(d.PatientName).startswith("SYNTHETIC^")
         assert d.PatientID.startswith("SYN-")
         assert (d.PatientIdentityRemoved, d.BurnedInAnnotation, d.RecognizableVisualFeatures) == ("YES", "NO", "NO")

@@ -1,0 +1,196 @@
+"""The report's pictures as PNG bytes: mosaics of slices, and charts in a light and a dark version.
+
+Nothing is cherry-picked: images are the first of each class as they were drawn, and real ones are spread evenly over the
+held-out patients. Charts start at zero.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from server.summary import Measured
+
+GAP = 2  # pixels between slices
+SCALE = 2  # slices are enlarged, for dense screens and print
+
+
+@dataclass(frozen=True)
+class Theme:
+    name: str
+    text: str
+    quiet: str
+    line: str
+    alarm: str
+
+
+LIGHT = Theme("light", text="#27313a", quiet="#7d8a94", line="#0f6b6b", alarm="#b3402e")
+DARK = Theme("dark", text="#dbe3e8", quiet="#8c99a3", line="#57c2bb", alarm="#f08a73")
+
+
+def mosaic(rows: Sequence[np.ndarray], columns: int) -> bytes:
+    """Slices in rows, each (n, H, W) uint8, at most `columns` of them; short rows end in black."""
+    height, width = rows[0].shape[1:]
+    canvas = np.zeros((len(rows) * (height + GAP) - GAP, columns * (width + GAP) - GAP), np.uint8)
+    for i, row in enumerate(rows):
+        for j, x_HW in enumerate(row[:columns]):
+            top, left = i * (height + GAP), j * (width + GAP)
+            canvas[top : top + height, left : left + width] = x_HW
+    picture = Image.fromarray(canvas)
+    picture = picture.resize((picture.width * SCALE, picture.height * SCALE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def by_class(
+    x_NHW: np.ndarray, label_N: np.ndarray, labels: Sequence[int], columns: int, group_N: np.ndarray | None
+) -> list[np.ndarray]:
+    """One row of images for each label: the first ones, or where groups (patients) are given one of each in turn."""
+    rows = []
+    for label in labels:
+        found = np.flatnonzero(label_N == label)
+        if group_N is not None and len(found):
+            # the middle image of every patient first, then its neighbours: patients before slices
+            rank = np.zeros(len(found))
+            for group in np.unique(group_N[found]):
+                mine = np.flatnonzero(group_N[found] == group)
+                rank[mine] = np.abs(np.arange(len(mine)) - len(mine) // 2)
+            found = found[np.argsort(rank, kind="stable")]
+        rows.append(x_NHW[found[:columns]])
+    return rows
+
+
+def over_rounds(
+    trace: Sequence[tuple[int, Measured]], label: str, factor: float, best: int | None, theme: Theme
+) -> bytes:
+    """A distance over the rounds, with its interval, beside the floor that real images score."""
+    figure, axes = _axes(theme, label)
+    x = [number for number, _ in trace]
+    value = np.array([m.value for _, m in trace]) * factor
+    low, high = (np.array([getattr(m, side) for _, m in trace]) * factor for side in ("low", "high"))
+    floor = trace[-1][1].floor * factor
+    axes.fill_between(x, low, high, color=theme.line, alpha=0.18, linewidth=0)
+    axes.errorbar(
+        x,
+        value,
+        yerr=[value - low, high - value],
+        color=theme.line,
+        linewidth=1.8,
+        elinewidth=1,
+        marker="o",
+        markersize=4,
+        capsize=0,
+    )
+    axes.axhline(floor, color=theme.quiet, linewidth=1, linestyle=(0, (5, 4)))
+    axes.annotate(
+        f"real against real {floor:.3g}",
+        (0, floor),
+        (4, 4),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        color=theme.quiet,
+        fontsize=8.5,
+    )
+    for number, v in {
+        x[0]: value[0],
+        x[-1]: value[-1],
+        **{n: w for n, w in zip(x, value, strict=True) if n == best},
+    }.items():
+        axes.annotate(
+            f"{v:.3g}",
+            (number, v),
+            (7, 6),
+            textcoords="offset points",
+            color=theme.text,
+            fontsize=9.5,
+            fontweight="bold" if number == best else "normal",
+        )
+    bottom = min(0.0, float(low.min()))
+    axes.set_ylim(bottom * 1.1, max(float(high.max()), floor) * 1.14 or 1.0)
+    _rounds(axes, x)
+    return _png(figure, theme)
+
+
+def epsilons(spent: Mapping[str, Sequence[tuple[int, float]]], cap: float | None, theme: Theme) -> bytes:
+    """Epsilon per patient of each site over the rounds, under the cap. Sites that spent the same share one line."""
+    figure, axes = _axes(theme, "epsilon per patient")
+    groups: dict[tuple[tuple[int, float], ...], list[str]] = {}
+    for site, points in spent.items():
+        groups.setdefault(tuple((n, round(e, 3)) for n, e in points), []).append(site)
+    styles = ("o", "s", "^", "D", "v", "P")
+    top = max([e for points in spent.values() for _, e in points] + ([cap] if cap else []))
+    ends: list[float] = []
+    for i, (points, names) in enumerate(sorted(groups.items(), key=lambda item: item[0][-1][1])):
+        x, y = [n for n, _ in points], [e for _, e in points]
+        axes.plot(
+            x, y, color=theme.line, alpha=max(0.35, 1 - 0.2 * i), marker=styles[i % 6], markersize=4, linewidth=1.8
+        )
+        place = max(y[-1], ends[-1] + 0.07 * top) if ends else y[-1]
+        ends.append(place)
+        text = ", ".join(names) if len(names) <= 2 else f"{names[0]} and {len(names) - 1} more"
+        axes.annotate(
+            text if len(text) <= 22 else text[:21] + "…",
+            (1, place),
+            (6, -3),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            color=theme.text,
+            fontsize=8.5,
+            parse_math=False,
+            annotation_clip=False,
+        )
+    if cap:
+        axes.axhline(cap, color=theme.alarm, linewidth=1.2, linestyle=(0, (5, 4)))
+        axes.annotate(
+            f"cap {cap:g}: no release above",
+            (0, cap),
+            (4, 4),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            color=theme.alarm,
+            fontsize=8.5,
+        )
+    axes.set_ylim(0, top * 1.16)
+    _rounds(axes, [n for points in spent.values() for n, _ in points])
+    figure.subplots_adjust(right=0.74)
+    return _png(figure, theme)
+
+
+def _axes(theme: Theme, label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.4, 3.1), dpi=180)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    figure.subplots_adjust(left=0.1, right=0.93, top=0.9, bottom=0.15)
+    axes.set_title(label, loc="left", fontsize=10, color=theme.text, pad=10)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(theme.quiet)
+    axes.tick_params(colors=theme.quiet, labelsize=8.5, length=0)
+    axes.grid(axis="y", color=theme.quiet, alpha=0.18, linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _rounds(axes: Axes, x: Sequence[int]) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    axes.set_xlim(min(x) - 0.15, max(x) + 0.35)
+    axes.set_xlabel(
+        "round (0 is the public base)" if min(x) == 0 else "round",
+        fontsize=8.5,
+        color=axes.spines["bottom"].get_edgecolor(),
+    )
+
+
+def _png(figure: Figure, theme: Theme) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", transparent=True, metadata={"Software": "fedsynth", "Comment": theme.name})
+    return buffer.getvalue()
