@@ -1,0 +1,366 @@
+"""What the ledger promises: it never knows less than was spent, it never passes the cap, and it shows every change."""
+
+import json
+import math
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from privacy import accounting, ledger
+from privacy.accounting import Event
+from privacy.ledger import Ledger, verify
+from shared.errors import BudgetExceeded, LedgerError, PrivacyError
+
+DELTA = 1e-5
+STEP = Event(20.0, 1.0, 1)  # full batches: epsilon is exact and instant, about 0.18 for the first
+# Forking from a process with threads is what these tests need: the children only touch the ledger.
+forks = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.jsonl"
+
+
+def opened(path: Path, **changes: object) -> Ledger:
+    return Ledger(path, **({"cohort": "north", "cap": 8.0, "delta": DELTA} | changes))  # type: ignore[arg-type]
+
+
+def reserve(book: Ledger, event: Event = STEP) -> float:
+    return book.reserve(event, run="run-1", purpose="round 1")
+
+
+def spent(count: int) -> float:
+    return accounting.epsilon([Event(20.0, 1.0, count)], DELTA)
+
+
+def test_a_reservation_is_on_disk_and_synced_before_reserve_returns(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book, synced, real = opened(path), [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.pread(file, 10**6, 0)), real(file))[1])
+    reserve(book)
+    assert synced == [path.read_bytes()]
+    assert json.loads(synced[0].splitlines()[-1])["noise_multiplier"] == 20.0
+
+
+def test_a_ledger_says_whose_it_is_and_what_it_protects(path: Path) -> None:
+    header = opened(path).records()[0]
+    assert (header["cohort"], header["delta"], header["unit_of_privacy"]) == ("north", DELTA, "patient")
+    assert header["neighbouring_relation"] == "add or remove all data of one patient"
+    assert path.stat().st_mode & 0o077 == 0
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_epsilon_composes_every_run_whatever_its_noise_and_rate(path: Path) -> None:
+    events = [Event(4.0, 1.0, 3), Event(2.0, 0.1, 50), Event(4.0, 1.0, 3)]
+    book = opened(path)
+    assert book.epsilon() == 0
+    told = [reserve(opened(path), event) for event in events]
+    assert book.events() == events
+    assert told == [accounting.epsilon(events[: i + 1], DELTA) for i in range(3)]
+    assert book.epsilon() == told[-1]
+    assert [r["epsilon"] for r in verify(path)[1:]] == told
+
+
+def test_what_would_pass_the_cap_is_refused_in_one_line_and_nothing_is_written(path: Path) -> None:
+    book = opened(path, cap=1.0)
+    while (after := accounting.epsilon([*book.events(), STEP], DELTA)) <= 1.0:
+        assert reserve(book) == after
+    before = path.read_bytes()
+    with pytest.raises(BudgetExceeded) as error:
+        reserve(book)
+    assert path.read_bytes() == before
+    assert book.epsilon() <= 1.0
+    for part in ("north", f"{book.epsilon():.4f}", "1.0000", "epsilon_cap"):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_cap_is_met_to_a_billionth_and_not_beyond(path: Path) -> None:
+    cost = spent(1)
+    with pytest.raises(BudgetExceeded):
+        reserve(opened(path, cap=cost - 1e-8))
+    assert reserve(opened(path, cap=cost)) == cost
+    with pytest.raises(BudgetExceeded):
+        reserve(opened(path, cap=cost))
+
+
+def test_work_without_noise_is_never_affordable(path: Path) -> None:
+    with pytest.raises(BudgetExceeded, match="inf"):
+        reserve(opened(path, cap=1e9), Event(0.0, 0.1, 1))
+
+
+def test_a_calibrated_run_fits_its_cap_however_it_is_cut_into_rounds(path: Path) -> None:
+    noise = accounting.noise_multiplier_for(epsilon=8.0, delta=DELTA, sampling_rate=0.25, steps=12)
+    book = opened(path)
+    for _ in range(3):
+        reserve(book, Event(noise, 0.25, 4))
+    assert 7.9 < book.epsilon() <= 8.0
+    with pytest.raises(BudgetExceeded):
+        reserve(book, Event(noise, 0.25, 1))
+
+
+@pytest.mark.parametrize("changes", [{"cohort": "south"}, {"delta": 1e-6}])
+def test_another_cohort_or_delta_is_refused(path: Path, changes: dict) -> None:
+    opened(path)
+    with pytest.raises(LedgerError, match=r"ledger\.jsonl is of"):
+        opened(path, **changes)
+
+
+def test_the_hospital_may_change_its_cap_and_each_record_keeps_its_own(path: Path) -> None:
+    reserve(opened(path, cap=4.0))
+    reserve(opened(path, cap=6.0))
+    assert [r["cap"] for r in verify(path)[1:]] == [4.0, 6.0]
+
+
+@pytest.mark.parametrize("changes", [{"cap": 0.0}, {"cap": math.inf}, {"cap": math.nan}, {"delta": 0.0}])
+def test_a_ledger_without_a_real_cap_is_refused(path: Path, changes: dict) -> None:
+    with pytest.raises(PrivacyError):
+        opened(path, **changes)
+    assert not path.exists()
+
+
+def test_a_flipped_byte_at_any_position_is_found_and_its_record_named(path: Path) -> None:
+    book = opened(path)
+    for _ in range(2):
+        reserve(book)
+    good, rng = path.read_bytes(), random.Random(0)
+    for position in range(len(good)):
+        number = good[:position].count(b"\n")
+        for bit in range(8) if position % 25 == 0 or good[position] == 10 else [rng.randrange(8)]:
+            path.write_bytes(good[:position] + bytes([good[position] ^ (1 << bit)]) + good[position + 1 :])
+            with pytest.raises(LedgerError, match=rf"record {number} "):
+                verify(path)
+            if position % 50 == 0:
+                with pytest.raises(LedgerError, match=rf"record {number} "):
+                    reserve(book)
+
+
+def test_removed_swapped_repeated_or_inserted_records_are_found(path: Path) -> None:
+    book = opened(path)
+    for _ in range(3):
+        reserve(book)
+    a, b, c, d = path.read_bytes().splitlines(keepends=True)
+    for lines in ([a, c, d], [a, c, b, d], [a, b, b, c, d], [b, c, d], [a, b, b"{}\n", c], [a, b, b"\n", c], [a, a]):
+        path.write_bytes(b"".join(lines))
+        with pytest.raises(LedgerError, match="record"):
+            verify(path)
+
+
+def test_a_record_that_is_well_chained_but_no_event_is_found(path: Path) -> None:
+    records = opened(path).records()
+    body = {"kind": "reserve", "noise_multiplier": -1.0, "sampling_rate": 1.0, "steps": 1}
+    path.write_bytes(path.read_bytes() + ledger.chain.line(body, records[-1]))
+    with pytest.raises(LedgerError, match="record 1 is damaged"):
+        verify(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"not a ledger", b'{"kind":"header"}\n'])
+def test_a_file_that_is_no_ledger_is_refused(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    for use in (lambda: verify(path), lambda: opened(path)):
+        with pytest.raises(LedgerError):
+            use()
+    assert path.read_bytes() == content
+
+
+def test_a_missing_ledger_or_folder_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="No such file"):
+        verify(tmp_path / "none.jsonl")
+    with pytest.raises(LedgerError, match="No such file"):
+        opened(tmp_path / "none" / "ledger.jsonl")
+    book = opened(tmp_path / "ledger.jsonl")
+    book.path.unlink()
+    with pytest.raises(LedgerError, match="No such file"):  # not born again: that would forget what was spent
+        reserve(book)
+
+
+def test_a_torn_last_line_is_set_aside_recorded_and_the_rest_still_counts(path: Path) -> None:
+    reserve(opened(path))
+    reserve(opened(path))
+    for keep in (1, 20, -2):
+        torn = ledger.chain.line({"kind": "reserve", **STEP.to_dict()}, verify(path)[-1])[:keep]
+        path.write_bytes(path.read_bytes() + torn)
+        with pytest.raises(LedgerError, match="torn"):
+            verify(path)
+        book = opened(path)
+        assert book.epsilon() == spent(2)
+        repair = verify(path)[-1]
+        assert (repair["kind"], repair["torn_bytes"]) == ("repair", len(torn))
+        assert (path.parent / repair["torn_file"]).read_bytes() == torn
+    assert len(list(path.parent.glob("*.torn-*"))) == 3
+    assert reserve(book) == spent(3)
+
+
+def test_zeros_left_by_a_power_cut_are_set_aside(path: Path) -> None:
+    reserve(opened(path))
+    path.write_bytes(path.read_bytes() + bytes(4096))
+    assert opened(path).epsilon() == spent(1)
+    verify(path)
+
+
+def test_a_last_record_that_only_lost_its_newline_counts(path: Path) -> None:
+    reserve(opened(path))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert len(verify(path)) == 2
+    assert opened(path).epsilon() == spent(1)
+    assert reserve(opened(path)) == spent(2)
+    assert len(verify(path)) == 3
+
+
+def test_a_full_disk_stops_the_work(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book, real = opened(path), os.write
+    monkeypatch.setattr(os, "write", lambda file, data: real(file, data[: len(data) // 2]))
+    with pytest.raises(LedgerError, match="disk is full"):
+        reserve(book)
+    monkeypatch.undo()
+    assert reserve(opened(path)) == spent(1)
+    assert verify(path)[1]["kind"] == "repair"
+
+
+def test_a_failed_sync_stops_the_work_and_still_counts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_file: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    book = opened(path)
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(LedgerError, match="Input/output error; nothing may be computed"):
+        reserve(book)
+    monkeypatch.undo()
+    assert book.epsilon() == spent(1)
+
+
+def test_a_second_writer_waits_and_then_fails_cleanly(path: Path) -> None:
+    book = opened(path, timeout_s=0.2)
+    with ledger._locked(path, 1.0, write=True):
+        for use in (lambda: reserve(book), lambda: opened(path, timeout_s=0.2), book.epsilon):
+            with pytest.raises(LedgerError, match="held by another writer"):
+                use()
+    assert reserve(book) == spent(1)
+
+
+def test_a_second_writer_that_is_patient_gets_its_turn(path: Path) -> None:
+    book, got = opened(path, timeout_s=30), []
+    waiting = threading.Thread(target=lambda: got.append(reserve(book)))
+    with ledger._locked(path, 1.0, write=True):
+        waiting.start()
+        time.sleep(0.1)
+        assert got == []
+    waiting.join(30)
+    assert got == [spent(1)]
+
+
+def _in_child(work: Callable[[], None]) -> int:
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return child
+
+
+@forks
+def test_writers_in_many_processes_lose_nothing_and_never_pass_the_cap_together(path: Path) -> None:
+    opened(path)
+    fits = max(n for n in range(1, 200) if spent(n) <= 1.0)
+
+    def work() -> None:
+        for _ in range(fits):
+            reserve(opened(path, cap=1.0))
+
+    children = [_in_child(work) for _ in range(3)]
+    for child in children:
+        os.waitpid(child, 0)
+    assert len(verify(path)) == 1 + fits
+    assert opened(path).epsilon() == spent(fits)
+
+
+@forks
+def test_ledgers_created_at_the_same_moment_are_one_ledger(path: Path) -> None:
+    children = [_in_child(lambda: reserve(opened(path)) and None) for _ in range(6)]
+    for child in children:
+        os.waitpid(child, 0)
+    assert [r["kind"] for r in verify(path)] == ["header"] + ["reserve"] * 6
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@forks
+def test_after_a_kill_at_any_moment_the_record_covers_what_was_released(path: Path) -> None:
+    """A writer reserves, then releases, over and over, and is killed 40 times."""
+    released, rng = path.with_name("released"), random.Random(0)
+    released.write_bytes(b"")
+
+    def work() -> None:
+        with released.open("ab", buffering=0) as out:
+            while True:
+                reserve(opened(path, cap=1e6))
+                out.write(b"x")
+
+    for _ in range(40):
+        child = _in_child(work)
+        time.sleep(rng.uniform(0.001, 0.03))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        steps = released.stat().st_size
+        assert opened(path, cap=1e6).epsilon() >= spent(steps)  # the next run starts
+        reservations = sum(r["kind"] == "reserve" for r in verify(path))  # and the chain is whole
+        assert steps <= reservations <= steps + 40
+    assert steps > 0
+
+
+@forks
+@pytest.mark.parametrize("written", [0, 1, 100, 10_000])
+def test_a_kill_inside_the_write_leaves_a_ledger_that_starts_again(path: Path, written: int) -> None:
+    reserve(opened(path))
+    real = os.write
+
+    def work() -> None:
+        def cut(file: int, data: bytes) -> int:
+            real(file, data[:written])
+            os.kill(os.getpid(), signal.SIGKILL)
+            return 0
+
+        os.write = cut  # type: ignore[assignment]
+        reserve(opened(path))
+
+    os.waitpid(_in_child(work), 0)
+    assert opened(path).epsilon() == spent(2 if written == 10_000 else 1)
+    verify(path)
+
+
+@pytest.mark.parametrize("stop", ["_write_new", "truncate", "_append"])
+def test_a_crash_during_the_repair_is_repaired_too(path: Path, stop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reserve(opened(path))
+    path.write_bytes(path.read_bytes() + b'{"torn')
+
+    class Crash(Exception):
+        pass
+
+    def crash(*_: object) -> None:
+        raise Crash
+
+    monkeypatch.setattr(os if stop == "truncate" else ledger, stop, crash)
+    with pytest.raises(Crash):
+        opened(path)
+    monkeypatch.undo()
+    assert opened(path).epsilon() == spent(1)
+    verify(path)
+
+
+def test_long_words_in_a_reservation_are_refused(path: Path) -> None:
+    with pytest.raises(PrivacyError, match="200"):
+        opened(path).reserve(STEP, run="r" * 201, purpose="")
+
+
+def test_words_in_any_script_survive(path: Path) -> None:
+    opened(path, cohort="hôpital-北").reserve(STEP, run='a"b\n', purpose="Über\u2028")
+    assert verify(path)[1]["run"] == 'a"b\n'
+    assert path.read_bytes().count(b"\n") == 2
