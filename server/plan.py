@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from privacy.accounting import Event, epsilon, noise_multiplier_for, nsr
 
-from shared import weights
 from shared.config import Experiment
 from shared.errors import PrivacyError
+from shared.network import Model
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Plan:
 
 def plan(experiment: Experiment, *, force: bool = False) -> Plan:
     """Calibrate the noise. PrivacyError when it would drown the signal (`privacy.max_nsr`), unless forced."""
-    model = weights.load_base(experiment.base, experiment.network, experiment.classes)
+    with torch.device("meta"):  # sizes alone: the weights need not be there to plan
+        model = Model(experiment.network, tuple(experiment.classes), experiment.classes)
     trainable = sum(p.numel() for p in model.trainable(experiment.training.trainable).values())
     total = sum(p.numel() for p in model.parameters())
     privacy, steps = experiment.privacy, experiment.training.rounds * experiment.training.steps

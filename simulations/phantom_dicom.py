@@ -1,7 +1,7 @@
 """Phantoms as a hospital holds them: one DICOM file a slice, with the headers of a scanner and, where wanted, planted identifiers.
 
 The headers are made up, but they are as full as real ones: names, dates, addresses, private elements, free text. The planted
-identifiers are listed in planted.txt beside the data, so that a test can look for each of them in everything written.
+identifiers are listed in <folder>-planted.txt beside the data, so that a test can look for each of them in everything written.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def write_hospital(
         images = phantoms.render(phantom, slices, size)
         secrets += _write_series(folder / f"patient-{number:03d}", images, phantom, patient_id, number, planted)
     if planted:
-        (folder / "planted.txt").write_text("\n".join(secrets) + "\n", encoding="utf-8")
+        folder.with_name(f"{folder.name}-planted.txt").write_text("\n".join(secrets) + "\n", encoding="utf-8")
     (folder / "labels.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 

@@ -27,8 +27,9 @@ from client import dataset
 from server import finish
 from server.evaluate import Heldout
 from server.plan import plan
+from shared import weights
 from shared.config import Experiment, Site, read
-from shared.device import device_for
+from shared.device import check_memory, device_for
 from shared.errors import ConfigError, ReleaseRefused
 from shared.weights import write_bytes
 from simulations import hospitals
@@ -47,6 +48,10 @@ def simulate(experiment: Experiment, out: Path, console: Console, inception_weig
     # Check before anything is made
     device = device_for(experiment.performance)
     work = plan(experiment)
+    weights.load_base(experiment.base, experiment.network, experiment.classes)  # refuses here rather than in every app
+    settings = experiment.training
+    images = settings.slices * settings.draws if settings.trainable == "full" else experiment.performance.sampling_batch // 4
+    check_memory(experiment.network, images, work.total_parameters, device, 2 if experiment.performance.precision == "bfloat16" else 4)
     _claim(experiment, out)
     private = (
         f"epsilon {work.epsilon:.3f} per patient (delta {experiment.privacy.delta:g}), noise multiplier "
