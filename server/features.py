@@ -12,6 +12,7 @@ Left out: where the images come from, and what a distance is compared with (see 
 from __future__ import annotations
 
 import hashlib
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,12 @@ def inception(weights: Path) -> nn.Module:
         raise WeightsError(
             f"{weights} has sha256 {digest[:8]}..., not {INCEPTION_SHA256}...; only the original weights may be called FID"
         )
+    try:
+        torch.load(
+            weights, map_location="cpu", weights_only=True
+        )  # torch-fidelity unpickles: first see that it is tensors
+    except pickle.UnpicklingError as error:
+        raise WeightsError(f"{weights} holds more than tensors; fetch the original file again") from error
     try:
         metric = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=str(weights), antialias=False)
     except ModuleNotFoundError as error:

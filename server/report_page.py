@@ -16,7 +16,7 @@ STYLE = """
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin:0; background:var(--page); color:var(--text);
-  font:16px/1.6 ui-sans-serif, system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif; }
+  font:1rem/1.6 ui-sans-serif, system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif; }
 main { max-width:1080px; margin:0 auto; padding:64px 32px 96px; }
 h1, h2, h3 { font-weight:600; line-height:1.2; letter-spacing:-.012em; text-wrap:balance; }
 h1 { font-size:2.5rem; margin:.15em 0 .35em; }
@@ -53,7 +53,7 @@ td.n, th.n { text-align:right; white-space:nowrap; }
 td.c, th.c { text-align:center; padding:9px 4px; min-width:44px; }
 td.n + td:not(.n), th.n + th:not(.n) { padding-left:12px; }
 tbody th:first-child { min-width:176px; }
-td.q { color:var(--quiet); }
+td.q { color:var(--quiet); min-width:230px; }
 table.short { width:auto; min-width:min(100%, 560px); }
 table.short td.n, table.short th.n { padding-left:24px; }
 td .sub { display:block; color:var(--quiet); font-size:.82rem; }
@@ -72,9 +72,12 @@ pre { overflow:auto; font-size:.82rem; line-height:1.5; background:var(--card); 
 footer { margin-top:80px; padding-top:20px; border-top:1px solid var(--line); }
 @media (max-width:720px) { main { padding:32px 18px 64px; } .pair, dl.words, .strip { grid-template-columns:1fr; gap:8px; }
   .pair { gap:28px; } h1 { font-size:1.9rem; } dl.words dd { margin-bottom:14px; } }
-@media print { :root { --page:#fff; --card:#fff; } body { font-size:10.5pt; } main { max-width:none; padding:0; }
-  section { margin-top:28pt; } figure, .strip, .tiles, tr, .notice, dl.words > div { break-inside:avoid; }
-  h2, h3 { break-after:avoid; } details > *:not(summary) { display:none; } @page { margin:18mm; } }
+@media print { :root { --page:#fff; --card:#fff; } html { font-size:11px; } main { max-width:none; padding:0; }
+  section { margin-top:30px; } .tiles { grid-template-columns:repeat(4, 1fr); margin-top:24px; } .tile { padding:12px 14px; }
+  p, .pair, figure, .strip, .tiles, tr, .notice, dl.words > div { break-inside:avoid; } h2, h3, section > p { break-after:avoid; }
+  .pair { grid-template-columns:1fr 1fr; } .strip { grid-template-columns:110px 1fr; margin-top:5px; }
+  tbody th:first-child { min-width:110px; } td.q { min-width:170px; } th, td { padding-top:5px; padding-bottom:5px; }
+  .table { overflow:visible; } details { display:none; } @page { margin:16mm; } }
 """
 
 PAGE = """

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import ndimage
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from server import features, similarity
 from server.evaluate import Evaluator, Figure, Heldout, interval
-from shared.errors import DataError, WeightsError
+from shared.errors import ConfigError, DataError, WeightsError
 
 KEYS = ["FD-efflite0", "KID-efflite0", "MS-SSIM diversity gap", "NN-SSIM to held-out"]
 
@@ -163,6 +167,37 @@ def test_only_the_original_weights_may_be_called_fid(tmp_path: Path) -> None:
     (tmp_path / "other.pth").write_bytes(b"other weights")
     with pytest.raises(WeightsError, match="only the original weights"):
         features.inception(tmp_path / "other.pth")
+
+
+def test_inception_weights_are_tensors_only_and_need_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "INCEPTION_SHA256", "")
+    torch.save({"weight": os.getcwd}, tmp_path / "code.pth")
+    with pytest.raises(WeightsError, match="more than tensors"):
+        features.inception(tmp_path / "code.pth")
+    if importlib.util.find_spec("torch_fidelity") is None:
+        torch.save({"weight": torch.zeros(1)}, tmp_path / "tensors.pth")
+        with pytest.raises(ConfigError, match="pip install"):
+            features.inception(tmp_path / "tensors.pth")
+
+
+@pytest.mark.real_data
+def test_real_slices_of_other_patients_pass_and_blurred_ones_do_not(real_data: Callable[[str], Path]) -> None:
+    patients = sorted(real_data("slices_dementia").glob("*/*"))[::5]
+    x_PSHW = np.stack(
+        [
+            [np.asarray(Image.open(file).convert("L").resize((64, 64))) for file in sorted(p.iterdir())[::6]]
+            for p in patients
+        ]
+    )
+    held, others = x_PSHW[::2].reshape(-1, 64, 64), x_PSHW[1::2].reshape(-1, 64, 64)
+    heldout = Heldout(held, np.repeat(np.arange(len(held) // 4), 4), np.zeros(len(held), int))
+    evaluator = Evaluator(heldout, bootstrap=40, seed=0, samples=len(others))
+    real, blurred = evaluator(others), evaluator(ndimage.gaussian_filter(others, (0, 1.2, 1.2)))
+    for key in ("FD-efflite0", "KID-efflite0"):
+        assert real[key].low < real[key].floor
+        assert blurred[key].low > 2 * max(blurred[key].floor, 0)
+    assert abs(real["MS-SSIM diversity gap"].value) < 0.06
+    assert abs(real["NN-SSIM to held-out"].value - real["NN-SSIM to held-out"].floor) < 0.05
 
 
 def test_evaluation_warns_of_nothing(evaluator: Evaluator, heldout: Heldout) -> None:

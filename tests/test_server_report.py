@@ -259,7 +259,7 @@ def test_a_browser_renders_the_page(out: Path, tmp_path: Path) -> None:
         assert not os.environ.get("CI"), "CI must have chromium"
         pytest.skip("chromium is absent; apt-get install chromium")
     quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", *quiet]
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--hide-scrollbars", *quiet]
     target = [
         f"--user-data-dir={tmp_path / 'profile'}",
         f"--screenshot={tmp_path / 'page.png'}",
