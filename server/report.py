@@ -142,7 +142,7 @@ def _strips(run: Run, album: _Album) -> list[dict[str, str]]:
             {
                 "title": words.column(run, number),
                 "note": f"{words.FD} {words.number(figure.value, words.FD)}" if figure else "not evaluated",
-                "light": album.add(f"round-{number:03d}", plots.mosaic([drawn[0][:STRIP]], STRIP)),
+                "light": album.add(f"round-{number:03d}", plots.mosaic([drawn[0][:STRIP]], min(STRIP, len(drawn[0])))),
                 "alt": f"Slices drawn after round {number}",
             }
         )

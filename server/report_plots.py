@@ -20,6 +20,8 @@ from PIL import Image
 from server.summary import Measured
 
 GAP = 2  # pixels between slices
+DENSE = 30  # rounds; above it a chart has no point markers
+LABELS = 6  # lines of epsilon that are named one by one
 SCALE = 2  # slices are enlarged, for dense screens and print
 
 
@@ -79,17 +81,9 @@ def over_rounds(
     low, high = (np.array([getattr(m, side) for _, m in trace]) * factor for side in ("low", "high"))
     floor = trace[-1][1].floor * factor
     axes.fill_between(x, low, high, color=theme.line, alpha=0.18, linewidth=0)
-    axes.errorbar(
-        x,
-        value,
-        yerr=[value - low, high - value],
-        color=theme.line,
-        linewidth=1.8,
-        elinewidth=1,
-        marker="o",
-        markersize=4,
-        capsize=0,
-    )
+    axes.plot(x, value, color=theme.line, linewidth=1.8)
+    if len(x) <= DENSE:
+        axes.errorbar(x, value, yerr=[value - low, high - value], color=theme.line, elinewidth=1, fmt="o", markersize=4)
     axes.axhline(floor, color=theme.quiet, linewidth=1, linestyle=(0, (5, 4)))
     axes.annotate(
         f"real against real {floor:.3g}",
@@ -126,14 +120,15 @@ def epsilons(spent: Mapping[str, Sequence[tuple[int, float]]], cap: float | None
     groups: dict[tuple[tuple[int, float], ...], list[str]] = {}
     for site, points in spent.items():
         groups.setdefault(tuple((n, round(e, 3)) for n, e in points), []).append(site)
-    styles = ("o", "s", "^", "D", "v", "P")
-    top = max([e for points in spent.values() for _, e in points] + ([cap] if cap else []))
+    top = max([e for points in spent.values() for _, e in points] + ([cap] if cap else [])) or 1.0
     ends: list[float] = []
-    for i, (points, names) in enumerate(sorted(groups.items(), key=lambda item: item[0][-1][1])):
+    ordered = sorted(groups.items(), key=lambda item: item[0][-1][1])
+    for i, (points, names) in enumerate(ordered):
         x, y = [n for n, _ in points], [e for _, e in points]
-        axes.plot(
-            x, y, color=theme.line, alpha=max(0.35, 1 - 0.2 * i), marker=styles[i % 6], markersize=4, linewidth=1.8
-        )
+        marker = "os^DvP"[i % 6] if len(x) <= DENSE else ""
+        axes.plot(x, y, color=theme.line, alpha=max(0.35, 1 - 0.2 * i), marker=marker, markersize=4, linewidth=1.8)
+        if len(ordered) > LABELS and 0 < i < len(ordered) - 1:
+            continue  # the lowest and the highest speak for the rest
         place = max(y[-1], ends[-1] + 0.07 * top) if ends else y[-1]
         ends.append(place)
         text = ", ".join(names) if len(names) <= 2 else f"{names[0]} and {len(names) - 1} more"
