@@ -86,8 +86,14 @@ def train(
         pick = pick.repeat_interleave(settings.draws)
         x = patient.x_SHW[pick].float()[:, None] / 127.5 - 1
         with precision(experiment.performance, device):
-            drawn = process.loss(model.denoiser, x, model.base_label(label).expand(len(pick)), patient.z_SF[pick],
-                                 label_dropout=settings.label_dropout, rng=rng)
+            drawn = process.loss(
+                model.denoiser,
+                x,
+                model.base_label(label).expand(len(pick)),
+                patient.z_SF[pick],
+                condition_dropout=settings.condition_dropout,
+                rng=rng,
+            )
         return drawn + where
 
     # Steps

@@ -86,7 +86,7 @@ class Training(Record):
     """The local loop. One patient is one micro-batch: `slices` x `draws` noised slices, one gradient.
 
     steps       optimiser steps a round
-    label_dropout  probability that a draw hides its conditions, so that guidance works
+    condition_dropout  probability that a draw hides label and latent, so that guidance works
     """
 
     trainable: Literal["adapter", "full"] = "adapter"
@@ -96,7 +96,7 @@ class Training(Record):
     draws: Positive = 4
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: PositiveFloat = 0.3
-    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
 class Privacy(Record):

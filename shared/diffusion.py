@@ -46,19 +46,26 @@ class Process:
         label_B: Tensor,
         z_BF: Tensor,
         *,
-        label_dropout: float,
+        condition_dropout: float,
+        label_dropout: float = 0.0,
         rng: torch.Generator | None = None,
     ) -> Tensor:
         """Mean squared error of the velocity: E |v_theta(x_t) - v|^2 with v = alpha eps - sigma x (Salimans & Ho, eq. in app. D).
 
         The timesteps of the batch are stratified, which lowers the variance of one patient's gradient.
+
+        condition_dropout   probability of hiding label and latent together, for guidance
+        label_dropout       probability of hiding the label alone, so that "any" goes with a latent
         """
         b, device = len(x_B1HW), x_B1HW.device
         uniform = (torch.arange(b, device=device) + torch.rand(b, device=device, generator=rng)) / b
         t_B = (uniform[torch.randperm(b, device=device, generator=rng)] * TIMESTEPS).long().clamp_max(TIMESTEPS - 1)
         noise = torch.randn(x_B1HW.shape, device=device, generator=rng)
         alpha, sigma = self.alpha[t_B].view(-1, 1, 1, 1), self.sigma[t_B].view(-1, 1, 1, 1)
-        keep_B = torch.rand(b, device=device, generator=rng) >= label_dropout
+        keep_B = torch.rand(b, device=device, generator=rng) >= condition_dropout
+        if label_dropout > 0:
+            alone_B = torch.rand(b, device=device, generator=rng) < label_dropout
+            label_B = torch.where(alone_B, denoiser.any_label, label_B)
         v = denoiser(alpha * x_B1HW + sigma * noise, t_B, label_B, z_BF, keep_B)
         return (v.float() - (alpha * noise - sigma * x_B1HW)).square().mean()
 

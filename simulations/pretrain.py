@@ -28,29 +28,39 @@ from shared.network import Model
 from simulations import phantoms
 
 
-class Pretraining(Record):
-    """Settings of a base.
+class Phase(Record):
+    """A stretch of the training, up to and without step `until`.
 
-    The latent's Kullback-Leibler term (Kingma & Welling 2014) has the weight `kl_start` for `kl_start_steps`, so that the U-Net learns to draw without leaning on the latent, and the weight `kl` after, so that the latent comes to say what an
-    image is like.
+    kl             weight of the latent's Kullback-Leibler term (Kingma & Welling 2014); strong at first, so that the U-Net
+                   learns to draw without leaning on the latent, then weak, so that the latent says what an image is like
+    label_dropout  probability of hiding the label alone, so that "any" goes with a latent
     """
+
+    until: Positive
+    kl: Annotated[float, Field(ge=0)]
+    label_dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Pretraining(Record):
+    """Settings of a base. `condition_dropout`: probability of hiding label and latent together, for guidance."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     seed: Annotated[int, Field(ge=0)] = 0
     patients: Positive = 8000
     slices_per_patient: Positive = 4
-    steps: Positive = 8000
+    phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
     batch: Positive = 32
     learning_rate: PositiveFloat = 4e-4
     warmup_steps: Positive = 200
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    kl_start: Annotated[float, Field(ge=0)] = 1e-4
-    kl_start_steps: Annotated[int, Field(ge=0)] = 2750
-    kl: Annotated[float, Field(ge=0)] = 2e-6
+    condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     checkpoint_every: Positive = 250
     network: Network = Network()
     performance: Performance = Performance(precision="bfloat16")
+
+    @property
+    def steps(self) -> int:
+        return self.phases[-1].until
 
 
 def pretrain(settings: Pretraining, out: Path) -> Path:
@@ -85,6 +95,7 @@ def pretrain(settings: Pretraining, out: Path) -> Path:
         task = bar.add_task("", total=settings.steps * settings.batch, completed=done * settings.batch, loss="")
         average = 0.0
         for step in range(done, settings.steps):
+            phase = next(p for p in settings.phases if step < p.until)
             # Draw a batch
             rng = torch.Generator(device).manual_seed(settings.seed * 1_000_003 + step)
             pick = torch.randint(len(images), (settings.batch,), generator=torch.Generator().manual_seed(step))
@@ -94,16 +105,21 @@ def pretrain(settings: Pretraining, out: Path) -> Path:
                 mean, log_std = model.encoder(x)
                 z = mean + log_std.exp() * torch.randn(mean.shape, device=device, generator=rng)
                 loss = process.loss(
-                    model.denoiser, x, label_N[pick].to(device), z, label_dropout=settings.label_dropout, rng=rng
+                    model.denoiser,
+                    x,
+                    label_N[pick].to(device),
+                    z,
+                    condition_dropout=settings.condition_dropout,
+                    label_dropout=phase.label_dropout,
+                    rng=rng,
                 )
             mean, log_std = mean.float(), log_std.float()
             kl = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum(1).mean()
-            weight = settings.kl_start if step < settings.kl_start_steps else settings.kl
             # Step: warm up, then decay to zero
             rate = min((step + 1) / settings.warmup_steps, 1.0) * min(1.0, 2 * (1 - step / settings.steps))
             optimizer.param_groups[0]["lr"] = settings.learning_rate * rate
             optimizer.zero_grad(set_to_none=True)
-            (loss + weight * kl).backward()  # type: ignore[no-untyped-call]
+            (loss + phase.kl * kl).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             decay = min(settings.ema, (step + 1) / (step + 10))

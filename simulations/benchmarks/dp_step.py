@@ -1,0 +1,130 @@
+"""python -m simulations.benchmarks.dp_step [--size 64] [--patients 4]
+
+One training step of the full U-Net, private against the same step without clipping and noise, in one process: time and peak
+memory as ratios. The floor is the plain step: the same forward and backward passes, summed, one SGD step. Also shown: what a
+user would pick instead, Opacus' per-sample hooks (a slice is its record, so its epsilon means something else, and after
+attention its gradients are wrong; see tests/test_privacy_sgd.py).
+
+Ratios are medians over rounds in which the variants take turns, so that a machine that slows down slows all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from opacus import GradSampleModule
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from privacy.noise import SecureRandom
+from privacy.sgd import PatientOptimizer, private_step
+from shared.config import Network
+from shared.diffusion import Process
+from shared.network import Model
+
+SLICES, DRAWS = 4, 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=64, choices=(16, 32, 64, 128))
+    parser.add_argument("--patients", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    network = Network(image_size=options.size)
+    patients = [torch.rand(SLICES, 1, options.size, options.size) * 2 - 1 for _ in range(options.patients)]
+    variants: dict[str, Callable[[], None]] = {
+        "plain (floor)": _ours(network, patients, private=False),
+        "per patient, private": _ours(network, patients, private=True),
+        "Opacus hooks, per slice": _hooks(network, patients),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    memory: dict[str, list[float]] = {name: [] for name in variants}
+    for run in variants.values():
+        run()  # warm up
+    for _ in range(options.rounds):
+        for name, run in variants.items():
+            before = _reset_peak()
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+            memory[name].append(_peak() - before)
+    table = Table(title=f"{options.size} x {options.size}, {options.patients} patients x {SLICES} slices x {DRAWS} draws, CPU")
+    for column in ("step", "time, ratio", "working memory, ratio", "median s"):
+        table.add_column(column)
+    floor_s, floor_b = (statistics.median(kept["plain (floor)"]) for kept in (seconds, memory))
+    for name in variants:
+        ratio = statistics.median(a / b for a, b in zip(seconds[name], seconds["plain (floor)"], strict=True))
+        table.add_row(name, f"{ratio:.2f}", f"{statistics.median(memory[name]) / floor_b:.2f}", f"{statistics.median(seconds[name]):.2f}")
+    Console().print(table)
+    Console().print(f"floor: {floor_s:.2f} s, {floor_b / 2**20:.0f} MiB above the resting process")
+
+
+def _loss(model: Model, process: Process, x_S1HW: Tensor) -> Tensor:
+    x = x_S1HW.repeat_interleave(DRAWS, 0)
+    label = torch.zeros(len(x), dtype=torch.long)
+    return process.loss(model.denoiser, x, label, torch.zeros(len(x), model.settings.latents), condition_dropout=0.1)
+
+
+def _ours(network: Network, patients: list[Tensor], *, private: bool) -> Callable[[], None]:
+    model, process = Model(network, ("a",)), Process()
+    parameters = [p for p in model.trainable("full").values() if p.requires_grad]
+    optimizer = PatientOptimizer(
+        torch.optim.SGD(parameters, lr=1e-4),
+        noise_multiplier=1.0 if private else 0.0,
+        max_grad_norm=1.0 if private else None,
+        sampling_rate=1.0,
+        expected_patients=len(patients),
+        noise=SecureRandom(),
+    )
+    return lambda: void(private_step(lambda x: _loss(model, process, x), patients, optimizer, clipping="fixed"))
+
+
+def _hooks(network: Network, patients: list[Tensor]) -> Callable[[], None]:
+    """Per-sample gradients of all slices and draws at once, as Opacus keeps them; clipping and noise would come on top."""
+    warnings.simplefilter("ignore")  # Opacus and torch warn about backward hooks on every step
+    model, process = Model(network, ("a",)), Process()
+    model.trainable("full")
+    model.denoiser = GradSampleModule(model.denoiser, strict=False)
+    model.denoiser.any_label = 1
+
+    def step() -> None:
+        _loss(model, process, torch.cat(patients)).backward()  # type: ignore[no-untyped-call]
+        for p in model.parameters():
+            p.grad = p.grad_sample = None  # type: ignore[attr-defined]
+
+    return step
+
+
+def void(_: object) -> None:
+    """Drop a result."""
+
+
+def _reset_peak() -> int:
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # else freed memory of the last variant hides the use of this one
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    return _status("VmHWM")
+
+
+def _status(field: str) -> int:
+    line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()
