@@ -99,7 +99,7 @@ def inception(weights: Path) -> nn.Module:
     return network
 
 
-def extract(network: nn.Module, x_NHW: np.ndarray, batch: int = 16) -> Tensor:
+def extract(network: nn.Module, x_NHW: np.ndarray, batch: int = 4) -> Tensor:
     """Features of grey images: (N, H, W) uint8 -> (N, d) float64. The grey channel is given three times."""
     parts = []
     with torch.inference_mode():

@@ -5,8 +5,8 @@ different image sizes mean the same.
 
 MS-SSIM by torchmetrics. Its default refuses small images: here kernel 7 (sigma 0.8) and 3 scales with betas
 (0.3, 0.35, 0.35) at 64 pixels, 2 scales at 32, 1 at 16.
-SSIM with Wang's Gaussian window (11 pixels, sigma 1.5; k1 0.01, k2 0.03), taken around every second pixel. A window's
-weighted products are inner products of patches, so all pairs of two sets are one matrix product per window.
+SSIM as by Wang et al. 2004: Gaussian window (11 pixels, sigma 1.5), k1 0.01, k2 0.03, windows wholly inside the image, at 64
+pixels every third. A window's weighted products are inner products of patches: all pairs are one matrix product per window.
 
 Left out: SSIM between random real and drawn images. It rewards collapse: the mean image beats real ones.
 """
@@ -22,7 +22,7 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 PIXELS = 64  # the largest width at which similarity is measured
 PAIRS = 1000  # random pairs behind an intra-set MS-SSIM
 BETAS = {1: (1.0,), 2: (0.45, 0.55), 3: (0.3, 0.35, 0.35)}
-WINDOW, SIGMA, STRIDE = 11, 1.5, 2
+WINDOW, SIGMA = 11, 1.5
 C1, C2 = 0.01**2, 0.03**2
 
 
@@ -44,7 +44,7 @@ def pairs(group_N: np.ndarray, rng: np.random.Generator, count: int = PAIRS) -> 
     return ends_K2
 
 
-def ms_ssim(a_NHW: Tensor, b_NHW: Tensor, pairs_K2: np.ndarray, batch: int = 500) -> np.ndarray:
+def ms_ssim(a_NHW: Tensor, b_NHW: Tensor, pairs_K2: np.ndarray, batch: int = 25) -> np.ndarray:
     """MS-SSIM of each pair (K,); values in [0, 1], negative contrast terms count as 0."""
     width = a_NHW.shape[1]
     scales = 3 if width >= 64 else 2 if width >= 32 else 1
@@ -65,8 +65,9 @@ def ms_ssim(a_NHW: Tensor, b_NHW: Tensor, pairs_K2: np.ndarray, batch: int = 500
     return torch.cat(parts).double().numpy()
 
 
-def ssim(a_NHW: Tensor, b_MHW: Tensor, stride: int = STRIDE) -> Tensor:
-    """SSIM of all pairs (N, M), mean over windows around every `stride`-th pixel; at stride 1 equal to torchmetrics."""
+def ssim(a_NHW: Tensor, b_MHW: Tensor) -> Tensor:
+    """SSIM of all pairs (N, M), mean over windows that lie wholly inside; every third window from 60 pixels on."""
+    stride = 3 if a_NHW.shape[1] >= 60 else 1
     offsets = torch.arange(WINDOW, dtype=torch.float32) - WINDOW // 2
     g = torch.exp(-(offsets**2) / (2 * SIGMA**2))
     g = g / g.sum()
@@ -74,8 +75,7 @@ def ssim(a_NHW: Tensor, b_MHW: Tensor, stride: int = STRIDE) -> Tensor:
 
     def patches(x_NHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Weighted patches (L, N, 121), their means (L, N) and their variances (L, N)."""
-        padded = F.pad(x_NHW[:, None], [WINDOW // 2] * 4, mode="reflect")
-        p_NKL = F.unfold(padded, WINDOW, stride=stride)
+        p_NKL = F.unfold(x_NHW[:, None], WINDOW, stride=stride)
         p_LNK = (p_NKL * root).permute(2, 0, 1).contiguous()
         mean_LN = (p_LNK * root[:, 0]).sum(dim=2)
         return p_LNK, mean_LN, p_LNK.square().sum(dim=2) - mean_LN.square()
@@ -93,7 +93,7 @@ def ssim(a_NHW: Tensor, b_MHW: Tensor, stride: int = STRIDE) -> Tensor:
     return total / len(a)
 
 
-def nearest(query_NHW: Tensor, real_MHW: Tensor, patient_M: np.ndarray, batch: int = 256) -> np.ndarray:
+def nearest(query_NHW: Tensor, real_MHW: Tensor, patient_M: np.ndarray, batch: int = 600) -> np.ndarray:
     """Largest SSIM of each query image to the images of each patient: (N, P)."""
     patient, count = torch.from_numpy(patient_M), int(patient_M.max()) + 1
     best_NP = torch.full((len(query_NHW), count), -1.0)
