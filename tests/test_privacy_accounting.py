@@ -6,6 +6,7 @@ import random
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
@@ -203,6 +204,15 @@ def test_the_attack_bound_is_exact_for_full_batches_and_has_the_right_ends() -> 
     assert attack.tpr_at_1pct == pytest.approx(norm.cdf(norm.ppf(0.01) + 1), rel=1e-6)
     assert best_attack(math.inf, DELTA) == accounting.Attack(1.0, 1.0)
     assert best_attack(0.0, 1e-12).tpr_at_1pct == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("event", [Event(0.74, 0.02, 1000), Event(2.06, 0.1, 1000), Event(1.0, 0.5, 4)])
+def test_with_sampling_the_attack_bound_is_above_what_the_whole_privacy_profile_allows(event: Event) -> None:
+    """TPR(a) <= exp(eps) a + delta(eps) for every eps (Kairouz et al. 2015), so the least of these bounds every attack."""
+    loss = accounting._loss(event.noise_multiplier, event.sampling_rate, event.steps, 1e-3)
+    eps = np.linspace(0, 12, 400)
+    deltas = np.array(loss.get_delta_for_epsilon(list(eps)))
+    assert np.min(np.exp(eps) * 0.01 + deltas) <= best_attack([event], DELTA).tpr_at_1pct * (1 + 1e-3)
 
 
 def test_an_event_survives_json_bit_for_bit() -> None:
