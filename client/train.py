@@ -18,6 +18,7 @@ from torch import Tensor
 from client.dataset import Patient
 from privacy.noise import SecureRandom
 from privacy.sgd import PatientOptimizer, private_step
+from shared.appearance import statistics
 from shared.config import Experiment
 from shared.device import precision
 from shared.diffusion import Process
@@ -27,10 +28,11 @@ from shared.prior import levels
 
 @dataclass(frozen=True)
 class Encoded:
-    """One patient on the training device: x (S, H, W) uint8, latents z (S, F), levels u (S,), label."""
+    """One patient on the training device: x (S, H, W) uint8, latents z (S, F), statistics s (S, A), levels u (S,), label."""
 
     x_SHW: Tensor
     z_SF: Tensor
+    s_SA: Tensor
     u_S: Tensor
     label: int
 
@@ -78,9 +80,11 @@ def train(
 
     def loss(patient: Encoded) -> Tensor:
         label = torch.tensor([patient.label], device=device)
-        where: Tensor = model.prior.loss(patient.z_SF, label.expand(len(patient.z_SF)), patient.u_S)
+        label_S = label.expand(len(patient.z_SF))
+        looks = model.appearance.loss(patient.s_SA, label_S)
         if settings.trainable == "adapter":
-            return where
+            return looks
+        where = model.prior.loss(patient.z_SF, label_S, patient.u_S)
         # m slices, K noise draws each (Dockhorn et al. 2023, "noise multiplicity"), a fixed shape for every patient
         pick = torch.tensor(secure.subset(len(patient.x_SHW), settings.slices), device=device)
         pick = pick.repeat_interleave(settings.draws)
@@ -94,7 +98,7 @@ def train(
                 condition_dropout=settings.condition_dropout,
                 rng=rng,
             )
-        return drawn + where
+        return drawn + where + looks
 
     # Steps
     for step in range(settings.steps):
@@ -109,5 +113,5 @@ def train(
 def encode(model: Model, patient: Patient, device: torch.device) -> Encoded:
     """Move a patient to the device and summarise its slices with the public encoder."""
     x_SHW = torch.from_numpy(patient.x_SHW).to(device)
-    z_SF = model.encoder(x_SHW.float()[:, None] / 127.5 - 1)[0]
-    return Encoded(x_SHW, z_SF, levels(len(x_SHW)).to(device), patient.label)
+    x_S1HW = x_SHW.float()[:, None] / 127.5 - 1
+    return Encoded(x_SHW, model.encoder(x_S1HW)[0], statistics(x_S1HW), levels(len(x_SHW)).to(device), patient.label)

@@ -90,12 +90,12 @@ class Training(Record):
     """
 
     trainable: Literal["adapter", "full"] = "adapter"
-    rounds: Positive = 3
-    steps: Positive = 4
+    rounds: Positive = 4
+    steps: Positive = 3
     slices: Positive = 4
     draws: Positive = 4
     optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: PositiveFloat = 0.3
+    learning_rate: PositiveFloat = 0.9
     condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
@@ -113,7 +113,7 @@ class Privacy(Record):
     epsilon: PositiveFloat | None = 8.0
     delta: Annotated[float, Field(gt=0, le=1e-3)] = 1e-5
     sampling_rate: Fraction = 1.0
-    max_grad_norm: PositiveFloat = 1.0
+    max_grad_norm: PositiveFloat = 1.5
     clipping: Literal["fixed", "automatic"] = "fixed"
     expected_patients: Positive | None = None
     max_nsr: PositiveFloat = 10.0

@@ -82,7 +82,7 @@ def sample(
     batch: int = 120,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Draw images (N, 1, H, W) in [-1, 1] for the experiment's labels (N,); -1 for any class.
+    """Draw images (N, 1, H, W) in [-1, 1] for the experiment's labels (N,), -1 for any class, in the model's appearance.
 
     sampler   "ddim" (Song et al. 2021, eq. 12) or "dpm++" (Lu et al. 2022, DPM-Solver++ 2M)
     steps     network calls per image (twice that where guidance is not 1)
@@ -115,7 +115,9 @@ def sample(
         images.append(x.clamp(-1, 1).cpu())
         if progress:
             progress(start + b, len(label_N))
-    return torch.cat(images) if images else torch.empty(0, 1, size, size)
+    if not images:
+        return torch.empty(0, 1, size, size)
+    return model.appearance.cpu().give(torch.cat(images), label_N.cpu())
 
 
 def _scheduler(sampler: str) -> Any:

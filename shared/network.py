@@ -1,14 +1,13 @@
-"""The network: a U-Net that denoises, a small encoder, and the prior that says where a cohort lies.
+"""The network: a U-Net that denoises, a small encoder, a prior over latents, and an appearance.
 
 The U-Net (diffusers `UNet2DModel`) works on `pixel_unshuffle`d images, a quarter of the positions and four channels.
 It is conditioned on a class label and on a latent z, the encoder's summary of an image (size, level, contrast,
 ventricles, ...), as in a diffusion autoencoder (Preechakul et al. 2022, https://arxiv.org/abs/2111.15640). Trained on public
-phantoms, U-Net and encoder span the space in which hospitals differ. What is private about a cohort is then mostly
-*where it lies* in that space, and that is the prior: a few hundred numbers, small enough to survive the noise of
-differential privacy with a hundred patients.
+phantoms, U-Net and encoder span anatomy. How a hospital frames and tones its images is a few dozen numbers (the appearance),
+few enough to survive the noise of differential privacy with a hundred patients.
 
-    trainable = "adapter"   the prior alone
-    trainable = "full"      the U-Net with its conditions, and the prior
+    trainable = "adapter"   the appearance alone
+    trainable = "full"      appearance, prior, and the U-Net with its conditions
 
 Shapes: B batch, S slices, F latents, C classes, H = W = image_size. Images are in [-1, 1].
 
@@ -25,6 +24,7 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shared.appearance import Appearance
 from shared.config import Network
 from shared.prior import Prior
 
@@ -94,7 +94,7 @@ class Encoder(nn.Module):
 
 
 class Model(nn.Module):
-    """Everything that a checkpoint holds: denoiser, encoder, prior."""
+    """Everything that a checkpoint holds: denoiser, encoder, prior, appearance."""
 
     def __init__(self, settings: Network, base_labels: tuple[str, ...], classes: dict[str, str] | None = None) -> None:
         """Random weights.
@@ -111,6 +111,7 @@ class Model(nn.Module):
         self.denoiser = Denoiser(settings, len(base_labels))
         self.encoder = Encoder(settings)
         self.prior = Prior(settings.latents, len(self.classes))
+        self.appearance = Appearance(len(self.classes))
 
     def base_label(self, label_B: Tensor) -> Tensor:
         """The U-Net's labels for the experiment's labels; -1 (unlabelled) becomes "any"."""
@@ -119,7 +120,7 @@ class Model(nn.Module):
 
     def trainable(self, which: Trainable) -> dict[str, nn.Parameter]:
         """The parameters that a site may change and that travel, by name; all others are frozen."""
-        parts = (self.prior,) if which == "adapter" else (self.prior, self.denoiser)
+        parts = (self.appearance,) if which == "adapter" else (self.appearance, self.prior, self.denoiser)
         chosen = {id(p) for part in parts for p in part.parameters()}
         for p in self.parameters():
             p.requires_grad_(id(p) in chosen)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 ORDERS = 3
 
-# The covariance is kept in units of this. Below 1 its gradients, and with them its share of the clipping norm and the noise
-# that reaches it, are small beside the mean's, which matters more. Chosen on a shifted cohort of phantoms (LOG.md).
+# The covariance is kept in units of this: below 1, its gradients and the noise that reaches it are small beside the mean's,
+# which matters more.
 COVARIANCE_SCALE = 0.5
 
 

@@ -105,8 +105,8 @@ def load_base(base: str, settings: Network, classes: dict[str, str]) -> Model:
         raise WeightsError(f"`classes` maps to `{unknown[0]}`; the base knows {', '.join(labels)} and any")
     tensors = {k: t.float() for k, t in read(base_path(base), about["sha256"]).items()}
     model = Model(settings, labels, classes)
-    offset = tensors["prior.offset"]
-    rows = torch.cat([offset, offset.mean(0, keepdim=True)])
-    tensors["prior.offset"] = rows[model.to_base]
+    for name in ("prior.offset", "appearance.mean"):  # one row a class; "any" gets the average of the base's
+        rows = torch.cat([tensors[name], tensors[name].mean(0, keepdim=True)])
+        tensors[name] = rows[model.to_base]
     model.load_state_dict(tensors)
     return model

@@ -21,6 +21,7 @@ from pydantic import Field
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shared import weights
+from shared.appearance import statistics
 from shared.config import Network, Performance, Positive, PositiveFloat, Record
 from shared.device import device_for, precision
 from shared.diffusion import Process
@@ -147,15 +148,17 @@ def _finish(
     cpu_s: float,
     device: torch.device,
 ) -> Path:
-    """Fit the public prior on the phantoms, write weights and card."""
+    """Fit the public prior and appearance on the phantoms, write weights and card."""
     model.eval()
-    patients, slices = 1500, 12  # whole stacks, because the prior knows the level in the stack
+    patients, slices = 1000, 12  # whole stacks, because the prior knows the level in the stack
     rng = np.random.default_rng(settings.seed + 1)
     stacks, labels = phantoms.cohort(rng, patients, slices, settings.network.image_size)
     with torch.no_grad():
         x = torch.from_numpy(stacks).flatten(0, 1)
         z = torch.cat([model.encoder(b.to(device).float()[:, None] / 127.5 - 1)[0].cpu() for b in x.split(256)])
+        s = torch.cat([statistics(b.float()[:, None] / 127.5 - 1) for b in x.split(256)])
     model.cpu().prior.fit(z.unflatten(0, (patients, slices)), torch.from_numpy(labels))
+    model.appearance.fit(s, torch.from_numpy(labels).repeat_interleave(slices))
     path = out / f"{settings.name}.safetensors"
     digest = weights.write(path, {k: t.half() for k, t in model.state_dict().items()})
     about = {

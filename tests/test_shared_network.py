@@ -29,10 +29,10 @@ def test_no_layer_mixes_patients() -> None:
     assert not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in tiny().modules())
 
 
-def test_the_adapter_is_the_prior_and_full_is_everything_but_the_encoder() -> None:
+def test_the_adapter_is_the_appearance_and_full_is_everything_but_the_encoder() -> None:
     model = tiny()
     adapter = model.trainable("adapter")
-    assert set(shapes(adapter)) == {"prior.offset", "prior.level", "prior.covariance"}
+    assert set(shapes(adapter)) == {"appearance.mean", "appearance.variance"}
     full = model.trainable("full")
     assert set(adapter) < set(full)
     assert not any(name.startswith("encoder.") for name in full)
