@@ -12,11 +12,11 @@ from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from privacy.accounting import Event
-from privacy.ledger import Ledger
 
 from client import dataset, policy
 from client.train import train
+from privacy.accounting import Event
+from privacy.ledger import Ledger
 from shared import messages, weights
 from shared.config import Site, read
 from shared.device import device_for
@@ -28,7 +28,7 @@ SITES_VARIABLE = "FEDSYNTH_SIMULATED_SITES"
 app = ClientApp()
 
 
-@app.train()
+@app.train()  # type: ignore[untyped-decorator]  # flwr is untyped for us
 def on_train(message: Message, context: Context) -> Message:
     """Answer a training request with an update, or with a refusal that says why."""
     name = "unknown"
@@ -56,8 +56,11 @@ def _work(content: RecordDict, site: Site, work: Path, run: str) -> messages.Tra
     event = Event(noise_multiplier, experiment.privacy.sampling_rate, experiment.training.steps)
     epsilon = ledger.reserve(event, run=run, purpose=f"{experiment.name}, round {number}")
     update = train(
-        model.to(device), cohort, experiment,
-        noise_multiplier=noise_multiplier, expected_patients=experiment.expected_patients,
+        model.to(device),
+        cohort,
+        experiment,
+        noise_multiplier=noise_multiplier,
+        expected_patients=experiment.expected_patients,
     )
     return messages.TrainReply(site.name, update, epsilon, site.weight, experiment.training.steps)
 
@@ -70,8 +73,10 @@ def locate(context: Context) -> tuple[Site, Path]:
         folders = sorted(p.parent for p in Path(os.environ[SITES_VARIABLE]).glob("*/site.yaml"))
         partition = int(context.node_config["partition-id"])
         if partition >= len(folders):
-            raise FederationError(f"there is no site for partition {partition}; the simulation has {len(folders)} sites")
+            raise FederationError(
+                f"there is no site for partition {partition}; the simulation has {len(folders)} sites"
+            )
         path = folders[partition] / "site.yaml"
     else:
-        raise FederationError('this node has no site; start it with --node-config \'site="/path/site.yaml"\'')
+        raise FederationError("this node has no site; start it with --node-config 'site=\"/path/site.yaml\"'")
     return read(path, Site), path.parent

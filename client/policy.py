@@ -19,7 +19,9 @@ def check(site: Site, experiment: Experiment, noise_multiplier: float) -> None:
     if privacy.epsilon is None or noise_multiplier <= 0:
         raise PrivacyError(f"{site.name} does not train without privacy; set `privacy.epsilon` in the experiment")
     if privacy.epsilon > site.epsilon_cap:
-        raise PrivacyError(f"{site.name} permits epsilon {site.epsilon_cap:g} per patient, the experiment asks for {privacy.epsilon:g}")
+        raise PrivacyError(
+            f"{site.name} permits epsilon {site.epsilon_cap:g} per patient, the experiment asks for {privacy.epsilon:g}"
+        )
     if privacy.delta > site.delta:
         raise PrivacyError(f"{site.name} permits delta {site.delta:g}, the experiment asks for {privacy.delta:g}")
 

@@ -16,7 +16,7 @@ from shared.errors import ConfigError, FedsynthError
 app = ServerApp()
 
 
-@app.main()
+@app.main()  # type: ignore[untyped-decorator]  # flwr is untyped for us
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that `flwr run --run-config` hands over: `experiment` (JSON) and `out` (the server's folder)."""
     out = Path(str(context.run_config["out"]))

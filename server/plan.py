@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from privacy.accounting import Event, epsilon, noise_multiplier_for, nsr
-
 from shared.config import Experiment
 from shared.errors import PrivacyError
 from shared.network import Model

@@ -10,7 +10,7 @@ bounded statistics s(x) of known meaning, fitted as mean per class and variance,
            map takes the brain's box from s to t and a monotone curve takes its quantiles from s to t
 
 This is optimal transport between two Gaussians with independent coordinates (Peyre & Cuturi 2019, remark 2.31,
-https://arxiv.org/abs/1803.00567), applied to the statistics. Whitened by the public phantoms, so that the base has mean 0, variance 1.
+https://arxiv.org/abs/1803.00567), applied to the statistics. Whitened by the public phantoms: they have mean 0, variance 1.
 
 Left out: sharpness (matching the power spectrum made things worse), shear and rotation, anything local.
 """
@@ -73,7 +73,7 @@ class Appearance(nn.Module):
         s_NA = statistics(x_N1HW)
         w_NA = (s_NA - self.centre) / self.scale
         origin_NA = w_NA.mean(0).expand_as(w_NA).clone()
-        for label in label_N.unique():
+        for label in set(label_N.tolist()):
             same = label_N == label
             if int(same.sum()) >= FEW:
                 origin_NA[same] = w_NA[same].mean(0)
@@ -127,7 +127,9 @@ def _frame(x_N1HW: Tensor, s_NA: Tensor, t_NA: Tensor) -> Tensor:
     v, u = (
         (axis - t_NA[:, i, None]) / half_t[:, i, None] * s_NA[:, 2 + i, None] + s_NA[:, i, None] for i in (0, 1)
     )  # where each target row and column comes from, (N, size)
-    grid = torch.stack([(2 * u - 1)[:, None, :].expand(n, size, size), (2 * v - 1)[:, :, None].expand(n, size, size)], -1)
+    grid = torch.stack(
+        [(2 * u - 1)[:, None, :].expand(n, size, size), (2 * v - 1)[:, :, None].expand(n, size, size)], -1
+    )
     moved = F.grid_sample(x_N1HW + 1, grid, mode="bicubic", align_corners=False) - 1
     return moved.clamp(-1, 1)
 

@@ -67,7 +67,8 @@ class Process:
             alone_B = torch.rand(b, device=device, generator=rng) < label_dropout
             label_B = torch.where(alone_B, denoiser.any_label, label_B)
         v = denoiser(alpha * x_B1HW + sigma * noise, t_B, label_B, z_BF, keep_B)
-        return (v.float() - (alpha * noise - sigma * x_B1HW)).square().mean()
+        error: Tensor = (v.float() - (alpha * noise - sigma * x_B1HW)).square().mean()
+        return error
 
 
 @torch.no_grad()

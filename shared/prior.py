@@ -59,10 +59,12 @@ class Prior(nn.Module):
         n = observed.shape[0]
         rows, columns = torch.tril_indices(n, n)
         second = 0.5 * (COVARIANCE_SCALE * self.covariance - observed[rows, columns]).square().sum()
-        return 0.5 * (w_SF - mean_SF).square().sum(1).mean() + second
+        first: Tensor = 0.5 * (w_SF - mean_SF).square().sum(1).mean()
+        return first + second
 
     def whiten(self, z_SF: Tensor) -> Tensor:
-        return torch.linalg.solve_triangular(self.unwhiten, (z_SF - self.centre).T, upper=False).T
+        w_FS: Tensor = torch.linalg.solve_triangular(self.unwhiten, (z_SF - self.centre).T, upper=False)
+        return w_FS.T
 
     @torch.no_grad()
     def sample(self, label_S: Tensor, u_S: Tensor, rng: torch.Generator) -> Tensor:
@@ -70,7 +72,8 @@ class Prior(nn.Module):
         values, vectors = torch.linalg.eigh(self.sigma_FF().double().cpu())
         root = (vectors * values.clamp_min(1e-4).sqrt()).float()
         w_SF = self.mean(label_S, u_S).cpu() + torch.randn(len(label_S), len(root), generator=rng) @ root.T
-        return w_SF.to(self.centre.device) @ self.unwhiten.T + self.centre
+        z_SF: Tensor = w_SF.to(self.centre.device) @ self.unwhiten.T + self.centre
+        return z_SF
 
     @torch.no_grad()
     def fit(self, z_PSF: Tensor, label_P: Tensor) -> None:

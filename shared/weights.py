@@ -78,7 +78,9 @@ def card(base: str) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise WeightsError(f"there is no whole card {path}; make the base with `fedsynth pretrain`, or name a shipped one") from error
+        raise WeightsError(
+            f"there is no whole card {path}; make the base with `fedsynth pretrain`, or name a shipped one"
+        ) from error
     return found
 
 

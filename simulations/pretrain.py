@@ -8,7 +8,6 @@ Left out: several devices; the phantoms of a run fit in memory.
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from pathlib import Path
@@ -27,6 +26,9 @@ from shared.device import device_for, precision
 from shared.diffusion import Process
 from shared.network import Model
 from simulations import phantoms
+from simulations.base_card import write_card
+
+Fraction01 = Annotated[float, Field(ge=0, le=1)]
 
 
 class Phase(Record):
@@ -35,9 +37,11 @@ class Phase(Record):
     kl             weight of the latent's Kullback-Leibler term (Kingma & Welling 2014); strong at first, so that the U-Net
                    learns to draw without leaning on the latent, then weak, so that the latent says what an image is like
     label_dropout  probability of hiding the label alone, so that "any" goes with a latent
+    rate           learning rate at the phase's two ends, as shares of the full one; linear between
     """
 
     until: Positive
+    rate: tuple[Fraction01, Fraction01] = (1.0, 1.0)
     kl: Annotated[float, Field(ge=0)]
     label_dropout: Annotated[float, Field(ge=0, lt=1)]
 
@@ -63,6 +67,16 @@ class Pretraining(Record):
     def steps(self) -> int:
         return self.phases[-1].until
 
+    def phase(self, step: int) -> Phase:
+        return next(p for p in self.phases if step < p.until)
+
+    def rate(self, step: int) -> float:
+        """Share of the full learning rate at a step."""
+        phase = self.phase(step)
+        begin = max((p.until for p in self.phases if p.until < phase.until), default=0)
+        done = (step - begin) / (phase.until - begin)
+        return phase.rate[0] + done * (phase.rate[1] - phase.rate[0])
+
 
 def pretrain(settings: Pretraining, out: Path) -> Path:
     """Train, and write OUT/NAME.safetensors (fp16) and OUT/NAME.json (its card). Returns the weights' path."""
@@ -72,7 +86,7 @@ def pretrain(settings: Pretraining, out: Path) -> Path:
     torch.manual_seed(settings.seed)
     for module in model.modules():
         if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+            module.reset_parameters()  # type: ignore[operator]  # Module.__getattr__ hides the method
     ema = {name: t.clone() for name, t in model.state_dict().items()}
     parameters = [*model.denoiser.parameters(), *model.encoder.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, betas=(0.9, 0.99))
@@ -96,7 +110,7 @@ def pretrain(settings: Pretraining, out: Path) -> Path:
         task = bar.add_task("", total=settings.steps * settings.batch, completed=done * settings.batch, loss="")
         average = 0.0
         for step in range(done, settings.steps):
-            phase = next(p for p in settings.phases if step < p.until)
+            phase = settings.phase(step)
             # Draw a batch
             rng = torch.Generator(device).manual_seed(settings.seed * 1_000_003 + step)
             pick = torch.randint(len(images), (settings.batch,), generator=torch.Generator().manual_seed(step))
@@ -116,11 +130,11 @@ def pretrain(settings: Pretraining, out: Path) -> Path:
                 )
             mean, log_std = mean.float(), log_std.float()
             kl = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum(1).mean()
-            # Step: warm up, then decay to zero
-            rate = min((step + 1) / settings.warmup_steps, 1.0) * min(1.0, 2 * (1 - step / settings.steps))
+            # Step: warm up, then as the phase says
+            rate = min((step + 1) / settings.warmup_steps, 1.0) * settings.rate(step)
             optimizer.param_groups[0]["lr"] = settings.learning_rate * rate
             optimizer.zero_grad(set_to_none=True)
-            (loss + phase.kl * kl).backward()  # type: ignore[no-untyped-call]
+            (loss + phase.kl * kl).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             decay = min(settings.ema, (step + 1) / (step + 10))
@@ -174,7 +188,7 @@ def _finish(
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "command": "fedsynth pretrain configs/base.yaml",
     }
-    weights.write_bytes(path.with_suffix(".json"), (json.dumps(about, indent=2) + "\n").encode())
+    write_card(model, about, path, settings.seed)
     return path
 
 

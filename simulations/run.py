@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from client.ingest import ingest
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -21,12 +20,13 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from server.report import write_report
 
 from client import dataset
+from client.ingest import ingest
 from server import finish
 from server.evaluate import Heldout
 from server.plan import plan
+from server.report import write_report
 from shared import weights
 from shared.config import Experiment, Site, read
 from shared.device import check_memory, device_for
@@ -50,8 +50,16 @@ def simulate(experiment: Experiment, out: Path, console: Console, inception_weig
     work = plan(experiment)
     weights.load_base(experiment.base, experiment.network, experiment.classes)  # refuses here rather than in every app
     settings = experiment.training
-    images = settings.slices * settings.draws if settings.trainable == "full" else experiment.performance.sampling_batch // 4
-    check_memory(experiment.network, images, work.total_parameters, device, 2 if experiment.performance.precision == "bfloat16" else 4)
+    images = (
+        settings.slices * settings.draws if settings.trainable == "full" else experiment.performance.sampling_batch // 4
+    )
+    check_memory(
+        experiment.network,
+        images,
+        work.total_parameters,
+        device,
+        2 if experiment.performance.precision == "bfloat16" else 4,
+    )
     _claim(experiment, out)
     private = (
         f"epsilon {work.epsilon:.3f} per patient (delta {experiment.privacy.delta:g}), noise multiplier "

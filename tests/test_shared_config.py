@@ -25,7 +25,10 @@ def test_every_shipped_experiment_is_valid_and_opens_with_its_command() -> None:
     [
         ({"name": "a", "roundz": 3}, "unknown key `roundz`"),
         ({"name": "a", "privacy": {"epsilom": 3}}, "unknown key `privacy.epsilom`; the nearest valid key is `epsilon`"),
-        ({"name": "a", "sites": [{"name": "b", "data": "x", "formt": "dicom"}], "data": "sites"}, "nearest valid key is `format`"),
+        (
+            {"name": "a", "sites": [{"name": "b", "data": "x", "formt": "dicom"}], "data": "sites"},
+            "nearest valid key is `format`",
+        ),
         ({}, "the key `name` is required"),
         ({"name": "a", "privacy": {"epsilon": -1}}, "`privacy.epsilon` is -1"),
         ({"name": "a", "privacy": {"epsilon": float("nan")}}, "privacy.epsilon"),

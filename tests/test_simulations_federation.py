@@ -92,7 +92,13 @@ def test_other_settings_in_the_same_folder_are_refused(run: Path) -> None:
 def test_an_interrupted_run_leaves_nothing_running_and_goes_on(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     out = tmp_path / "out"
-    command = [str(Path(sys.executable).parent / "fedsynth"), "simulate", str(tmp_path / "tiny.yaml"), "--out", str(out)]
+    command = [
+        str(Path(sys.executable).parent / "fedsynth"),
+        "simulate",
+        str(tmp_path / "tiny.yaml"),
+        "--out",
+        str(out),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
     while not (out / "server" / "checkpoints" / "round-001.safetensors").exists() and time.monotonic() < deadline:

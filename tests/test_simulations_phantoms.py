@@ -49,7 +49,9 @@ def test_lesions_darken_white_matter_only_where_they_are() -> None:
 def test_a_phantom_hospital_is_dicom_with_planted_identifiers_in_its_headers(tmp_path: Path) -> None:
     folder = tmp_path / "south"
     rng = np.random.default_rng(0)
-    phantom_dicom.write_hospital(folder, rng, patients=2, size=16, look=phantoms.Look(), mix=None, planted=True, slices=3)
+    phantom_dicom.write_hospital(
+        folder, rng, patients=2, size=16, look=phantoms.Look(), mix=None, planted=True, slices=3
+    )
     files = sorted(folder.rglob("*.dcm"))
     planted = (tmp_path / "south-planted.txt").read_text().split("\n")[:-1]
     assert len(files) == 6

@@ -58,13 +58,25 @@ def main() -> None:
         table.add_row(name, f"{summary['trainable_parameters']:,}", *_cells(summary, str(summary["rounds"])))
     assert first is not None
     floors = [rounds["0"]["floor"] for rounds in first["metrics"].values()]
-    table.add_row("floor: real against real", "", f"{floors[0]:.1f}", f"{1000 * floors[1]:.1f}", f"{floors[2]:.3f}", f"{floors[3]:.3f}")
+    table.add_row(
+        "floor: real against real",
+        "",
+        f"{floors[0]:.1f}",
+        f"{1000 * floors[1]:.1f}",
+        f"{floors[2]:.3f}",
+        f"{floors[3]:.3f}",
+    )
     console.print(table)
 
 
 def _cells(summary: dict[str, Any], number: str) -> list[str]:
     cells = []
-    for name, scale, digits in (("FD-efflite0", 1, 1), ("KID-efflite0", 1000, 1), ("MS-SSIM diversity gap", 1, 3), ("NN-SSIM to held-out", 1, 3)):
+    for name, scale, digits in (
+        ("FD-efflite0", 1, 1),
+        ("KID-efflite0", 1000, 1),
+        ("MS-SSIM diversity gap", 1, 3),
+        ("NN-SSIM to held-out", 1, 3),
+    ):
         f = summary["metrics"][name][number]
         value, low, high = (f"{scale * f[key]:.{digits}f}" for key in ("value", "low", "high"))
         cells.append(f"{value} ({low} to {high})")

@@ -59,13 +59,20 @@ def main() -> None:
             run()
             seconds[name].append(time.perf_counter() - start)
             memory[name].append(_peak() - before)
-    table = Table(title=f"{options.size} x {options.size}, {options.patients} patients x {SLICES} slices x {DRAWS} draws, CPU")
+    table = Table(
+        title=f"{options.size} x {options.size}, {options.patients} patients x {SLICES} slices x {DRAWS} draws, CPU"
+    )
     for column in ("step", "time, ratio", "working memory, ratio", "median s"):
         table.add_column(column)
     floor_s, floor_b = (statistics.median(kept["plain (floor)"]) for kept in (seconds, memory))
     for name in variants:
         ratio = statistics.median(a / b for a, b in zip(seconds[name], seconds["plain (floor)"], strict=True))
-        table.add_row(name, f"{ratio:.2f}", f"{statistics.median(memory[name]) / floor_b:.2f}", f"{statistics.median(seconds[name]):.2f}")
+        table.add_row(
+            name,
+            f"{ratio:.2f}",
+            f"{statistics.median(memory[name]) / floor_b:.2f}",
+            f"{statistics.median(seconds[name]):.2f}",
+        )
     Console().print(table)
     Console().print(f"floor: {floor_s:.2f} s, {floor_b / 2**20:.0f} MiB above the resting process")
 
@@ -99,7 +106,7 @@ def _hooks(network: Network, patients: list[Tensor]) -> Callable[[], None]:
     model.denoiser.any_label = 1
 
     def step() -> None:
-        _loss(model, process, torch.cat(patients)).backward()  # type: ignore[no-untyped-call]
+        _loss(model, process, torch.cat(patients)).backward()
         for p in model.parameters():
             p.grad = p.grad_sample = None  # type: ignore[attr-defined]
 
