@@ -9,7 +9,7 @@ One writer    an exclusive `flock` spans read, check and append. A second writer
 | edge case                            | what happens                                                               |
 |--------------------------------------|----------------------------------------------------------------------------|
 | the work would pass the cap          | BudgetExceeded; nothing is written                                         |
-| noise_multiplier 0                   | epsilon is infinite: BudgetExceeded                                        |
+| noise_multiplier 0                   | epsilon is infinite: BudgetExceeded, but with an infinite cap (rehearsals) |
 | killed after the write               | the reservation counts, though nothing may have been computed              |
 | last line whole, its newline missing | it counts; the next reservation ends the line first                        |
 | last line torn                       | `reserve` had not returned, so nothing was computed: the bytes move to     |
@@ -61,7 +61,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path, *, cohort: str, cap: float, delta: float, timeout_s: float = 60.0) -> None:
-        if not 0 < cap < math.inf or not 0 < delta < 1:
+        if not cap > 0 or not 0 < delta < 1:
             raise PrivacyError(f"a ledger needs a positive cap and a delta between 0 and 1, not {cap} and {delta}")
         self.path, self.cohort, self.cap, self.delta, self.timeout_s = Path(path), cohort, cap, delta, timeout_s
         if not self.path.exists():
@@ -85,7 +85,7 @@ class Ledger:
             after = accounting.epsilon([*before, event], self.delta)
             if not after <= self.cap + TOLERANCE:
                 raise self._exceeded(before, event, after)
-            told = {"run": run, "purpose": purpose, "epsilon": after, "cap": self.cap}
+            told = {"run": run, "purpose": purpose, "epsilon": _finite(after), "cap": _finite(self.cap)}
             _append(file, self.path, found, {"kind": "reserve", **event.to_dict(), **told})
         return after
 
@@ -154,6 +154,11 @@ class Ledger:
             finally:
                 aside.unlink(missing_ok=True)
             _sync_folder(self.path.parent)
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: null stands for it."""
+    return value if math.isfinite(value) else None
 
 
 def verify(path: Path) -> list[Record]:

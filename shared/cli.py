@@ -14,6 +14,7 @@ import typer
 
 from shared.errors import FedsynthError
 
+INTERRUPTED = 130  # 128 + SIGINT; typer turns Ctrl-C into this code
 TOP_LEVEL = "simulations"  # this room's commands stand beside the others' groups
 
 
@@ -49,6 +50,8 @@ def main() -> None:
     """Entry point of the command."""
     try:
         code = build()(standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except FedsynthError as error:
         typer.echo(f"fedsynth: {error}", err=True)
@@ -58,4 +61,4 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         typer.echo("fedsynth: interrupted; run the same command again to go on", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

@@ -45,6 +45,7 @@ def dry_run(experiment: Experiment) -> dict[str, Any]:
 
 def simulate(experiment: Experiment, out: Path, console: Console, inception_weights: Path | None = None) -> Path:
     """Run the experiment into `out`; returns the path of the report. ReleaseRefused comes after the report is written."""
+    out = out.resolve()  # the apps run in folders of their own
     # Check before anything is made
     device = device_for(experiment.performance)
     work = plan(experiment)
@@ -87,7 +88,7 @@ def simulate(experiment: Experiment, out: Path, console: Console, inception_weig
     # Summary, release, report
     summary = finish.summarise(out)
     refused: ReleaseRefused | None = None
-    if not (out / "release").exists():
+    if experiment.release.images_per_class and not (out / "release").exists():
         try:
             with _bar(console) as bar:
                 total = experiment.release.images_per_class * len(experiment.classes)

@@ -120,7 +120,7 @@ def test_the_hospital_may_change_its_cap_and_each_record_keeps_its_own(path: Pat
     assert [r["cap"] for r in verify(path)[1:]] == [4.0, 6.0]
 
 
-@pytest.mark.parametrize("changes", [{"cap": 0.0}, {"cap": math.inf}, {"cap": math.nan}, {"delta": 0.0}])
+@pytest.mark.parametrize("changes", [{"cap": 0.0}, {"cap": -1.0}, {"cap": math.nan}, {"delta": 0.0}])
 def test_a_ledger_without_a_real_cap_is_refused(path: Path, changes: dict) -> None:
     with pytest.raises(PrivacyError):
         opened(path, **changes)
@@ -364,3 +364,13 @@ def test_words_in_any_script_survive(path: Path) -> None:
     opened(path, cohort="hôpital-北").reserve(STEP, run='a"b\n', purpose="Über\u2028")
     assert verify(path)[1]["run"] == 'a"b\n'
     assert path.read_bytes().count(b"\n") == 2
+
+
+def test_only_an_infinite_cap_admits_work_without_noise_and_its_record_says_null(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl", cohort="c", cap=math.inf, delta=1e-5)
+    assert ledger.reserve(Event(0.0, 1.0, 3), run="r", purpose="baseline") == math.inf
+    last = verify(tmp_path / "ledger.jsonl")[-1]
+    assert last["epsilon"] is None
+    assert last["cap"] is None
+    with pytest.raises(BudgetExceeded):
+        Ledger(tmp_path / "ledger.jsonl", cohort="c", cap=8.0, delta=1e-5).reserve(Event(5.0, 1.0, 1), run="r", purpose="p")
