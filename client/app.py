@@ -7,7 +7,9 @@ can set neither.
 
 from __future__ import annotations
 
+import logging
 import os
+import traceback
 from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
@@ -25,22 +27,35 @@ from shared.network import shapes
 
 SITES_VARIABLE = "FEDSYNTH_SIMULATED_SITES"
 
+LOG = logging.getLogger("fedsynth.client")
+
 app = ClientApp()
 
 
 @app.train()  # type: ignore[untyped-decorator]  # flwr is untyped for us
 def on_train(message: Message, context: Context) -> Message:
-    """Answer a training request with an update, or with a refusal that says why."""
+    """Answer a training request."""
+    return Message(content=answer(message.content, context), reply_to=message)
+
+
+def answer(content: RecordDict, context: Context) -> RecordDict:
+    """An update, or a refusal that says why in words that carry no data."""
     name = "unknown"
     try:
         site, work = locate(context)
         name = site.name
-        content = messages.pack_reply(_work(message.content, site, work, run=str(context.run_id)))
-    except DataError:  # its text may speak of local files, so it stays here
-        content = messages.pack_refusal(messages.Refusal(name, "the site's data cannot be used; its own log says why"))
+        return messages.pack_reply(_work(content, site, work, run=str(context.run_id)))
+    except DataError as error:  # its text may speak of local files, so it stays here
+        LOG.error("%s", error)
+        return messages.pack_refusal(messages.Refusal(name, "the site's data cannot be used; its own log says why"))
     except FedsynthError as error:
-        content = messages.pack_refusal(messages.Refusal(name, f"{type(error).__name__}: {error}"))
-    return Message(content=content, reply_to=message)
+        LOG.error("%s", error)
+        return messages.pack_refusal(messages.Refusal(name, f"{type(error).__name__}: {error}"))
+    except Exception as error:  # noqa: BLE001 - whatever it is, its text may quote data: it neither travels nor is logged
+        where = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
+        LOG.error("%s at %s", type(error).__name__, " < ".join(reversed(where)))
+        reason = f"the site's app failed with {type(error).__name__}; its own log says where"
+        return messages.pack_refusal(messages.Refusal(name, reason))
 
 
 def _work(content: RecordDict, site: Site, work: Path, run: str) -> messages.TrainReply:

@@ -39,7 +39,7 @@ def build() -> typer.Typer:
         try:
             commands = room.load()
         except ModuleNotFoundError as error:
-            if error.name and error.name.partition(".")[0] == room.name:
+            if error.name == room.name:
                 continue
             raise
         root.add_typer(commands, name=None if room.name == TOP_LEVEL else room.name)

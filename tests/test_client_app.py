@@ -1,0 +1,128 @@
+"""The hospital's app says no in words that carry no data, and spends before it computes."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from client import app, dataset, pseudonym
+from privacy.ledger import verify
+from shared import messages, weights
+from shared.config import Experiment, Network
+
+EXPERIMENT = Experiment.model_validate(
+    {
+        "name": "t",
+        "base": "none",
+        "classes": {"a": "any", "b": "any"},
+        "network": Network(image_size=16, channels=(8, 16), groups=4, latents=4, encoder_channels=8).model_dump(),
+        "training": {"rounds": 2, "steps": 2},
+        "cohort": {"patients_per_site": 3},
+    }
+)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A site with three patients, ready to train."""
+    tree = {"name": "north", "data": str(tmp_path), "format": "images", "face_removal": "none", "epsilon_cap": 8}
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump(tree))
+    pseudonym.load_or_make(tmp_path / dataset.KEY_FILE)
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        x = rng.integers(0, 255, (5, 16, 16), dtype=np.uint8)
+        dataset.save(dataset.Patient(f"p{i}", i % 2, x), tmp_path / "cohort")
+    return tmp_path
+
+
+def ask(
+    site: Path, experiment: Experiment = EXPERIMENT, noise: float = 3.0, **spoil: Any
+) -> messages.TrainReply | messages.Refusal:
+    model = weights.load_base("none", experiment.network, experiment.classes)
+    tensors = {k: v.detach() for k, v in model.trainable(experiment.training.trainable).items()}
+    content = messages.pack_request(messages.TrainRequest(experiment, 1, noise, tensors | spoil))
+    context: Any = SimpleNamespace(node_config={"site": str(site / "site.yaml")}, run_id=7)
+    reply = app.answer(content, context)
+    return messages.unpack_reply(reply, {k: tuple(v.shape) for k, v in tensors.items()})
+
+
+def test_a_good_request_is_answered_and_charged(site: Path) -> None:
+    reply = ask(site)
+    assert isinstance(reply, messages.TrainReply)
+    assert (reply.site, reply.steps) == ("north", 2)
+    assert any(u.abs().sum() > 0 for u in reply.update.values())
+    assert verify(site / "ledger.jsonl")[-1]["epsilon"] == reply.epsilon
+
+
+def test_every_round_and_run_of_a_cohort_adds_up_until_the_cap_stops_it(site: Path) -> None:
+    spent = []
+    for _ in range(20):
+        reply = ask(site)
+        if isinstance(reply, messages.Refusal):
+            break
+        spent.append(reply.epsilon)
+    assert spent == sorted(spent)
+    assert spent[-1] <= 8
+    assert isinstance(reply, messages.Refusal)
+    assert "BudgetExceeded" in reply.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "noise", "words"),
+    [
+        ({"privacy": {"epsilon": None}}, 0.0, "does not train without privacy"),
+        ({}, 0.0, "does not train without privacy"),
+        ({"privacy": {"epsilon": 20.0}}, 3.0, "permits epsilon 8"),
+        ({"privacy": {"delta": 1e-4}}, 3.0, "permits delta"),
+    ],
+)
+def test_a_request_beyond_the_site_file_is_refused_and_costs_nothing(
+    site: Path, changes: dict[str, Any], noise: float, words: str
+) -> None:
+    experiment = Experiment.model_validate(EXPERIMENT.model_dump() | changes)
+    reply = ask(site, experiment, noise)
+    assert isinstance(reply, messages.Refusal)
+    assert words in reply.reason
+    assert not (site / "ledger.jsonl").exists()
+
+
+def test_an_extra_tensor_is_refused(site: Path) -> None:
+    reply = ask(site, extra=torch.zeros(1))
+    assert isinstance(reply, messages.Refusal)
+    assert "may not travel" in reply.reason
+
+
+def test_the_budget_is_spent_even_when_training_fails_and_the_error_says_nothing(
+    site: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("JANE SMITH 1947")
+
+    monkeypatch.setattr(app, "train", fail)
+    with caplog.at_level(logging.ERROR):
+        reply = ask(site)
+    assert isinstance(reply, messages.Refusal)
+    assert "JANE" not in reply.reason + caplog.text
+    assert "RuntimeError" in caplog.text
+    assert verify(site / "ledger.jsonl")[-1]["epsilon"] > 0
+
+
+def test_a_node_without_a_site_says_how_to_give_it_one() -> None:
+    context: Any = SimpleNamespace(node_config={}, run_id=1)
+    with pytest.raises(Exception, match="start it with --node-config"):
+        app.locate(context)
+
+
+def test_full_training_moves_the_network_too(site: Path) -> None:
+    settings = EXPERIMENT.model_dump()
+    settings["training"] |= {"trainable": "full", "slices": 2, "draws": 1, "learning_rate": 1e-3, "optimizer": "adam"}
+    reply = ask(site, Experiment.model_validate(settings))
+    assert isinstance(reply, messages.TrainReply)
+    assert any(name.startswith("denoiser.unet") and u.abs().sum() > 0 for name, u in reply.update.items())

@@ -1,0 +1,37 @@
+"""One command, every room, errors in one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FEDSYNTH = str(Path(sys.executable).parent / "fedsynth")
+COMMANDS = [
+    [],
+    ["simulate"],
+    ["pretrain"],
+    ["client", "ingest"],
+    ["client", "deidentify"],
+    ["privacy", "plan"],
+    ["privacy", "ledger", "show"],
+    ["privacy", "ledger", "verify"],
+    ["server", "release"],
+    ["server", "report"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: " ".join(c) or "fedsynth")
+def test_every_command_has_help_with_an_example(command: list[str]) -> None:
+    done = subprocess.run([FEDSYNTH, *command, "--help"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "fedsynth" in done.stdout.split("Usage:")[1][10:]  # beyond the usage line: an example
+
+
+def test_an_error_of_ours_is_one_line_and_no_traceback(tmp_path: Path) -> None:
+    done = subprocess.run([FEDSYNTH, "server", "report", str(tmp_path)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode in (1, 2)
+    assert done.stderr.startswith("fedsynth: ")
+    assert len(done.stderr.splitlines()) == 1
