@@ -17,14 +17,14 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from server import checkpoint
+from server.draw import draw
 from server.evaluate import Evaluator, Heldout
 from server.events import Events, read
 from server.plan import plan
 from server.strategy import PatientFedAvg, Tensors
 from shared import weights
 from shared.config import Experiment
-from shared.device import device_for, precision
-from shared.diffusion import sample
+from shared.device import device_for
 from shared.network import Model
 
 SELECTION_METRIC = "FD-efflite0"
@@ -107,23 +107,10 @@ def _evaluate(
     """Draw from the model of a round, measure against the held-out set, keep pictures, mark the best."""
     settings = experiment.evaluation
     events.write("evaluating", round=number)
-    model.eval()
     model.load_state_dict(tensors, strict=False)
     # Classes as they are in the held-out set, the same noise in every round: rounds differ by the model alone
-    rng = torch.Generator().manual_seed(experiment.seed)
     labels = torch.from_numpy(np.random.default_rng(experiment.seed).choice(heldout.label_N, settings.samples))
-    device = next(model.parameters()).device
-    with precision(experiment.performance, device):
-        x = sample(
-            model,
-            labels,
-            rng=rng,
-            sampler=settings.sampler,
-            steps=settings.sampler_steps,
-            guidance=settings.guidance,
-            batch=experiment.performance.sampling_batch,
-        )
-    images = to_bytes(x)
+    images = draw(model, labels, settings, experiment.performance, seed=experiment.seed)
     folder = out / "samples"
     folder.mkdir(exist_ok=True)
     temporary = folder / f".round-{number:03d}.{os.getpid()}.npz"
@@ -137,11 +124,6 @@ def _evaluate(
         checkpoint.mark_best(
             out / "checkpoints", best["round"], SELECTION_METRIC, best["metrics"][SELECTION_METRIC]["value"]
         )
-
-
-def to_bytes(x_N1HW: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Images in [-1, 1] (N, 1, H, W) -> uint8 (N, H, W)."""
-    return ((x_N1HW[:, 0].float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 
 def _inception_weights() -> Path | None:

@@ -16,14 +16,13 @@ from typing import Any
 import torch
 
 from server import checkpoint, release
-from server.coordinate import to_bytes
+from server.draw import draw
 from server.events import read as read_events
 from server.summary import write_summary
 from shared import weights
 from shared.config import Experiment
 from shared.config import read as read_config
-from shared.device import device_for, precision
-from shared.diffusion import sample
+from shared.device import device_for
 from shared.errors import FederationError
 
 VERSIONS = ("fedsynth", "flwr", "torch", "diffusers", "opacus", "dp-accounting", "pydicom", "torchmetrics")
@@ -99,23 +98,11 @@ def publish(out: Path, summary: dict[str, Any], progress: Callable[[int, int], N
     )
     release.check(statement, settings)
     device = device_for(experiment.performance)
-    model = weights.load_base(experiment.base, experiment.network, experiment.classes).to(device).eval()
+    model = weights.load_base(experiment.base, experiment.network, experiment.classes).to(device)
     model.load_state_dict(tensors, strict=False)
     count, names = settings.images_per_class, list(experiment.classes)
     labels = torch.arange(len(names)).repeat_interleave(count)
-    rng = torch.Generator().manual_seed(experiment.seed + 1)
-    with precision(experiment.performance, device):
-        x = sample(
-            model,
-            labels,
-            rng=rng,
-            sampler=settings.sampler,
-            steps=settings.sampler_steps,
-            guidance=settings.guidance,
-            batch=experiment.performance.sampling_batch,
-            progress=progress,
-        )
-    images = to_bytes(x)
+    images = draw(model, labels, settings, experiment.performance, seed=experiment.seed + 1, progress=progress)
     by_class = {name: images[i * count : (i + 1) * count] for i, name in enumerate(names)}
     release.write(out / "release", by_class, statement, settings, seed=experiment.seed)
     return out / "release"
