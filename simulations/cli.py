@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from shared.config import Experiment, read
+from shared.errors import ConfigError
 from simulations.pretrain import Pretraining, pretrain
 from simulations.run import dry_run, simulate
 
@@ -50,6 +51,8 @@ def simulate_command(
     if force:
         overrides["privacy.max_nsr"] = 1e9
     experiment = read(config, Experiment, overrides)
+    if sites is not None and experiment.sites:
+        raise ConfigError(f"{config} lists its sites, so --sites does not apply; edit the list")
     if dry:
         typer.echo(json.dumps(dry_run(experiment), indent=2))
         return

@@ -31,6 +31,7 @@ def build(experiment: Experiment, out: Path, progress: Callable[[str], None]) ->
             list(experiment.sites),
             _phantom_site(experiment, "heldout", len(NAMES), out, experiment.cohort.heldout_patients),
         )
+        heldout = heldout.model_copy(update={"labels": None})  # the phantoms' classes are not the experiment's
         progress("held-out cohort: phantoms, because the listed sites keep their patients")
     elif experiment.data == "phantoms":
         names = [site_name(i) for i in range(experiment.cohort.sites)]
