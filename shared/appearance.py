@@ -102,9 +102,9 @@ def _extent(hit_NL: Tensor) -> tuple[Tensor, Tensor]:
     """Centre and half size of the true entries, in fractions of the length."""
     length = hit_NL.shape[1]
     index = torch.arange(length, device=hit_NL.device)
-    first = torch.where(hit_NL, index, length).amin(1).clamp_max(length // 4)
-    last = torch.where(hit_NL, index, -1).amax(1)
-    last = torch.where(last < 0, 3 * length // 4, last)
+    nothing = ~hit_NL.any(1)
+    first = torch.where(hit_NL, index, length).amin(1).masked_fill(nothing, length // 4)
+    last = torch.where(hit_NL, index, -1).amax(1).masked_fill(nothing, 3 * length // 4 - 1)
     last = torch.maximum(last, first + length // 8)
     return (first + last + 1) / (2 * length), (last - first + 1) / (2 * length)
 
