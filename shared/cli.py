@@ -6,6 +6,7 @@ those could hold patient data.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import entry_points, version
 
@@ -48,6 +49,8 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Entry point of the command."""
+    # Several processes of ours share the cores; threads that spin while they wait would starve the others. Read when torch loads
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = build()(standalone_mode=False)
         if code == INTERRUPTED:
