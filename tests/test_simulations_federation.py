@@ -90,7 +90,8 @@ def test_other_settings_in_the_same_folder_are_refused(run: Path) -> None:
 
 
 def test_an_interrupted_run_leaves_nothing_running_and_goes_on(tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(TINY)
+    # The round that is cut off may be charged twice, since a ledger never refunds: leave room under the sites' cap of 8
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("epsilon: 8", "epsilon: 4"))
     out = tmp_path / "out"
     command = [
         str(Path(sys.executable).parent / "fedsynth"),
