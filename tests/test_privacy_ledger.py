@@ -373,4 +373,6 @@ def test_only_an_infinite_cap_admits_work_without_noise_and_its_record_says_null
     assert last["epsilon"] is None
     assert last["cap"] is None
     with pytest.raises(BudgetExceeded):
-        Ledger(tmp_path / "ledger.jsonl", cohort="c", cap=8.0, delta=1e-5).reserve(Event(5.0, 1.0, 1), run="r", purpose="p")
+        Ledger(tmp_path / "ledger.jsonl", cohort="c", cap=8.0, delta=1e-5).reserve(
+            Event(5.0, 1.0, 1), run="r", purpose="p"
+        )

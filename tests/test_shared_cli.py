@@ -31,7 +31,9 @@ def test_every_command_has_help_with_an_example(command: list[str]) -> None:
 
 
 def test_an_error_of_ours_is_one_line_and_no_traceback(tmp_path: Path) -> None:
-    done = subprocess.run([FEDSYNTH, "server", "report", str(tmp_path)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [FEDSYNTH, "server", "report", str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode in (1, 2)
     assert done.stderr.startswith("fedsynth: ")
     assert len(done.stderr.splitlines()) == 1
