@@ -150,14 +150,12 @@ def pretrain(settings: Pretraining, out: Path) -> Path:
                 line = f"step {step + 1} loss {average:.4f} kl {float(kl.detach()):.2f} cpu {spent / 60:.1f} min"
                 bar.console.print(line, highlight=False)
     model.load_state_dict(ema)
-    return _finish(settings, model, x_PSHW, label_P, out, cpu_s + time.process_time() - began_cpu, device)
+    return _finish(settings, model, out, cpu_s + time.process_time() - began_cpu, device)
 
 
 def _finish(
     settings: Pretraining,
     model: Model,
-    x_PSHW: NDArray[np.uint8],
-    label_P: NDArray[np.int64],
     out: Path,
     cpu_s: float,
     device: torch.device,
