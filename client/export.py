@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pydicom
 from pydicom.dataset import Dataset
 
-from client import deidentify, gates, manifest, profile, pseudonym, reader, rules
+from client import deidentify, gates, manifest, profile, provenance, pseudonym, reader, rules
 from client.inputs import Inputs
 from client.manifest import Entry, Reason, Withheld
 from client.redaction import guarded
@@ -38,14 +39,15 @@ def export(source: Path, target: Path, key: bytes, progress: Callable[[int, int]
     target.mkdir(parents=True, exist_ok=True, mode=0o700)
     digests: dict[int, str] = {}
     met: set[str] = set()
-    for file in inputs.open():
+    # In the order of the keyed tokens: times and places on the disk then say nothing about the order of the source.
+    for file in sorted(inputs.open(), key=lambda number: inputs.entry(number).token):
         try:
             digests[file] = guarded(Reason.UNREADABLE, lambda: _one(inputs, file, target, met))  # noqa: B023
             inputs.give(file, Reason.OK)
         except Withheld as withheld:
             inputs.give(file, withheld.reason)
     entries = inputs.entries(digests)
-    manifest.write(entries, target / "manifest.jsonl")
+    manifest.write(entries, target / "manifest.jsonl", provenance.header())
     return entries
 
 
@@ -59,7 +61,8 @@ def _one(inputs: Inputs, file: int, target: Path, met: set[str]) -> str:
         raise Withheld(Reason.DUPLICATE)
     met.add(name)
     partial = target / f"{name}.partial"
-    partial.write_bytes(deidentify.encode(rebuilt))
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as opened:
+        opened.write(deidentify.encode(rebuilt))
     content = partial.read_bytes()
     if not within_allow_list(content):
         partial.unlink()

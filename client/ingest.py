@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client import dataset, dicom, images, labels, manifest, nifti, pseudonym, reader
+from client import dataset, dicom, images, labels, manifest, nifti, provenance, pseudonym, reader
 from client.inputs import Cut, Found, Inputs
 from shared.config import Site
 from shared.errors import DataError
@@ -75,7 +75,7 @@ def ingest(
         slices += len(found.x_SHW)
     entries = inputs.entries(sha256)
     _replace(partial, work / "cohort")
-    manifest.write(entries, work / "manifest.jsonl")
+    manifest.write(entries, work / "manifest.jsonl", provenance.header())
     counts, reasons = manifest.verdicts(entries), manifest.reasons(entries)
     if not sha256:
         why = ", ".join(f"{reason} {count}" for reason, count in reasons.items())

@@ -48,7 +48,8 @@ class Inputs:
         self.paths = [path for path, _ in files]
         self._progress = progress
         self._entries = [
-            Entry(pseudonym.token(key, "file", str(path.relative_to(folder))), Reason.UNREADABLE) for path, _ in files
+            Entry(token, Reason.UNREADABLE, file=token)
+            for token in (pseudonym.token(key, "file", str(path.relative_to(folder))) for path, _ in files)
         ]
         self._decided: set[int] = set()
         self._seen: set[int] = set()

@@ -1,22 +1,32 @@
-"""One verdict for every input file, in words from a fixed table.
+"""One verdict for every input file, in words from a fixed table, chained so that a changed byte names its record.
 
-A line of `manifest.jsonl` holds a keyed token instead of the file's name, the verdict, a reason from `Reason`, and where
-known the patient's pseudonym, the series' token, the name of the SOP class and the SHA-256 of the bytes it went into. No
-string of the source can stand in it, because no field takes one.
+A line of `manifest.jsonl` holds keyed tokens instead of the file's name and UIDs, the verdict, a reason from `Reason`, and
+where known the patient's pseudonym, the series' token, the name of the SOP class and the SHA-256 of the bytes it went into.
+No string of the source can stand in it, because no field takes one.
 
-Left out: a hash chain and signatures over the lines.
+Record 0 says by which software and tables (`client.provenance`); the last one holds the totals. Each carries the hash of
+the one before (`privacy.chain`). A line that was changed, removed, added or moved breaks a link, and lines cut from the
+end take the totals with them. Whoever rewrites the whole file leaves no trace in it: keep the last hash somewhere else.
+
+Left out: a signature over the last hash.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
-from shared.errors import DataError
+from privacy import chain
+from shared.errors import DataError, LedgerError
+
+REMEDY = "it was changed after the run that wrote it; run that again, or restore the manifest from a backup"
+CHAIN = ("kind", "index", "previous", "hash")  # what every record of the chain carries
 
 
 class Verdict(Enum):
@@ -85,7 +95,11 @@ class Withheld(DataError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One input file. `sop_class` is a name of a fixed table, or "image" or "nifti"; tokens are keyed."""
+    """One input file. `sop_class` is a name of a fixed table, or "image" or "nifti"; tokens are keyed.
+
+    token   of the instance where known, else of the file
+    file    of the path below the data folder: different for every input
+    """
 
     token: str
     reason: Reason
@@ -93,42 +107,90 @@ class Entry:
     sop_class: str | None = None
     series: str | None = None
     sha256: str | None = None
+    file: str | None = None
 
     def because(self, reason: Reason) -> Entry:
         return replace(self, reason=reason)
 
 
-def write(entries: Iterable[Entry], path: Path) -> None:
-    """Write all lines in the order of their tokens, under a temporary name first."""
-    lines = []
-    for entry in sorted(entries, key=lambda entry: entry.token):
-        line = asdict(entry)
-        line["verdict"] = entry.reason.verdict.value
-        line["reason"] = entry.reason.code
-        line["text"] = entry.reason.text
-        lines.append(json.dumps(line, sort_keys=True))
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest whose chain holds. `last_hash` stands for all of it."""
+
+    header: dict[str, Any]
+    entries: list[Entry]
+    last_hash: str
+
+
+def write(entries: Iterable[Entry], path: Path, header: Mapping[str, Any] | None = None) -> str:
+    """Write header, one line for each entry in the order of their tokens, and totals; under a temporary name first.
+
+    Returns the last hash, which stands for the whole file.
+    """
+    ordered = sorted(entries, key=lambda entry: (entry.token, entry.file or ""))
+    bodies: list[dict[str, Any]] = [{"kind": "header", **(header or {})}]
+    bodies += [{"kind": "file", **asdict(entry), **_words(entry.reason)} for entry in ordered]
+    bodies.append({"kind": "totals", **_totals(ordered)})
+    lines: list[bytes] = []
+    before: chain.Record | None = None
+    for body in bodies:
+        lines.append(chain.line(body, before))
+        before = json.loads(lines[-1])
+    assert before is not None
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(b"".join(lines))
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
+    return str(before["hash"])
 
 
 def read(path: Path) -> list[Entry]:
     """The entries of a manifest; DataError when it is missing or damaged."""
+    return load(path).entries
+
+
+def load(path: Path) -> Manifest:
+    """Check every link of a manifest and read it. DataError names the first damaged record, by its number from 0."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        content = path.read_bytes()
     except OSError:
         raise DataError("the manifest cannot be read; run the ingest again") from None
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            tree = json.loads(line)
-            reason = Reason[tree.pop("reason").upper().replace("-", "_")]
-            if tree.pop("verdict") != reason.verdict.value or tree.pop("text") != reason.text:
-                raise ValueError
-            entries.append(Entry(reason=reason, **tree))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise DataError(f"line {number} of the manifest is damaged; run the ingest again") from None
-    return entries
+    try:
+        found = chain.read(content, "the manifest", REMEDY)
+    except LedgerError as error:
+        raise DataError(str(error)) from None
+    *lines, last = found.records
+    if found.torn or not found.ended or not lines or last.get("kind") != "totals":
+        raise DataError(f"the manifest: its end is missing after record {len(found.records) - 1}; {REMEDY}")
+    entries = [_entry(number, line) for number, line in enumerate(lines[1:], start=1)]
+    files = [entry.file for entry in entries if entry.file is not None]
+    if len(set(files)) < len(files):
+        raise DataError("the manifest: one input has two verdicts; run the ingest again")
+    if {key: last.get(key) for key in _totals(entries)} != _totals(entries):
+        raise DataError(f"the manifest: its counts do not add up; {REMEDY}")
+    header = {key: value for key, value in lines[0].items() if key not in CHAIN}
+    return Manifest(header, entries, str(last["hash"]))
+
+
+def _entry(number: int, line: Mapping[str, Any]) -> Entry:
+    try:
+        reason = Reason[line["reason"].upper().replace("-", "_")]
+        fields = {key: value for key, value in line.items() if key not in (*CHAIN, "verdict", "reason", "text")}
+        if line["kind"] != "file" or _words(reason) != {key: line[key] for key in _words(reason)}:
+            raise ValueError
+        return Entry(reason=reason, **fields)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"the manifest: record {number} is no verdict of this version; run the ingest again") from None
+
+
+def _words(reason: Reason) -> dict[str, str]:
+    return {"verdict": reason.verdict.value, "reason": reason.code, "text": reason.text}
+
+
+def _totals(entries: list[Entry]) -> dict[str, Any]:
+    return {"files": len(entries), "verdicts": verdicts(entries), "reasons": reasons(entries)}
 
 
 def verdicts(entries: Iterable[Entry]) -> dict[str, int]:

@@ -12,6 +12,8 @@ damaged, so that spaces and escapes are covered too.
 | a whole record whose newline is missing   | it counts                                                            |
 | a whole record followed by other bytes    | LedgerError: a crash writes less, never something else               |
 
+Readers: the ledger, and the hospital's manifest, which names its own repair.
+
 Left out: locking, fsync and what the records mean (ledger.py).
 """
 
@@ -51,24 +53,24 @@ def line(body: Record, after: Record | None) -> bytes:
     return _canonical({**record, "hash": _digest(record)}) + b"\n"
 
 
-def read(data: bytes, name: str) -> Chain:
-    """Check every link of `data`. `name` is for the message. Raises LedgerError naming the first damaged record."""
+def read(data: bytes, name: str, remedy: str = "restore the ledger from a backup") -> Chain:
+    """Check every link of `data`. Raises LedgerError naming the first damaged record; `name`, `remedy`: for the message."""
     *lines, rest = data.split(b"\n")
     records: list[Record] = []
     for number, raw in enumerate(lines):
-        records.append(_check(raw, number, records[-1] if records else None, name))
+        records.append(_check(raw, number, records[-1] if records else None, name, remedy))
     whole, ended = len(data) - len(rest), True
     if rest and _complete(rest):
-        records.append(_check(rest, len(lines), records[-1] if records else None, name))
+        records.append(_check(rest, len(lines), records[-1] if records else None, name, remedy))
         whole, rest, ended = len(data), b"", False
     if not records:
-        raise LedgerError(f"{name} holds no record, and a ledger is never empty: restore it from a backup")
+        raise LedgerError(f"{name} holds no record, and is never empty; {remedy}")
     return Chain(records, whole, rest, ended)
 
 
-def _check(raw: bytes, number: int, before: Record | None, name: str) -> Record:
+def _check(raw: bytes, number: int, before: Record | None, name: str, remedy: str) -> Record:
     def damaged(why: str) -> LedgerError:
-        return LedgerError(f"{name}: record {number} is damaged ({why}); restore the ledger from a backup")
+        return LedgerError(f"{name}: record {number} is damaged ({why}); {remedy}")
 
     try:
         record = json.loads(raw)

@@ -137,6 +137,7 @@ def _manifests(folder: Path, missing: list[str]) -> dict[str, Counter[tuple[str,
     counts: dict[str, Counter[tuple[str, str]]] = {}
     for site in sorted(path for path in folder.glob("*") if path.is_dir()):
         lines, damaged = _lines(site / "manifest.jsonl")
+        lines = [line for line in lines if line.get("kind", "file") == "file"]  # not its header, not its totals
         if lines:
             verdicts = [str(line.get("verdict", "unknown")) for line in lines]
             reasons = [str(line.get("text") or line.get("reason") or "no reason given") for line in lines]

@@ -220,7 +220,7 @@ def test_a_damaged_manifest_or_cohort_is_one_line(tmp_path: Path) -> None:
     from client import dataset
 
     (tmp_path / "m.jsonl").write_text('{"token": 1}\n')
-    with pytest.raises(DataError, match="line 1"):
+    with pytest.raises(DataError, match="record 0"):
         manifest.read(tmp_path / "m.jsonl")
     (tmp_path / "x.npz").write_bytes(b"PK\3\4")
     with pytest.raises(DataError, match="damaged"):

@@ -290,11 +290,13 @@ def test_manifest_lines_hold_nothing_but_tokens_and_fixed_words(planted: Path, t
         | {reason.code for reason in Reason}
         | {reason.verdict.value for reason in Reason}
     )
-    for line in lines:
-        assert set(line) == {"token", "verdict", "reason", "text", "patient", "sop_class", "sha256", "series"}
+    chained = {"kind", "index", "previous", "hash"}
+    named = {"token", "verdict", "reason", "text", "patient", "sop_class", "sha256", "series", "file"}
+    for line in lines[1:-1]:
+        assert set(line) == named | chained
         assert {line["verdict"], line["reason"], line["text"]} <= texts
         assert line["sop_class"] in {None, "MR Image"}
-        for name, length in (("token", 24), ("series", 24), ("sha256", 64), ("patient", 16)):
+        for name, length in (("token", 24), ("file", 24), ("series", 24), ("sha256", 64), ("patient", 16)):
             assert line[name] is None or (len(line[name]) == length and line[name].isalnum())
 
 
