@@ -8,6 +8,7 @@ FedsynthError                 the base: one line for the user, exit code 1
 ├── PrivacyError              a privacy condition cannot be met (calibration, noise-to-signal, seeds)
 │   ├── BudgetExceeded        the work would pass the hospital's cap; nothing was computed
 │   └── LedgerError           the ledger is damaged, locked or belongs to another cohort
+├── SignatureError            a signature does not match, or a signing key cannot be used
 ├── FederationError           the federation could not run or a site failed
 └── ReleaseRefused            the release gate said no                               (exit code 3)
 
@@ -51,6 +52,10 @@ class BudgetExceeded(PrivacyError):
 
 class LedgerError(PrivacyError):
     """The ledger is damaged, held by another writer, or belongs to another cohort."""
+
+
+class SignatureError(FedsynthError):
+    """A signature does not match, or a signing key cannot be used."""
 
 
 class FederationError(FedsynthError):
