@@ -50,7 +50,22 @@ class Process:
         label_dropout: float = 0.0,
         rng: torch.Generator | None = None,
     ) -> Tensor:
-        """Mean squared error of the velocity: E |v_theta(x_t) - v|^2 with v = alpha eps - sigma x (Salimans & Ho, eq. in app. D).
+        """Mean of `losses` over the batch: a scalar."""
+        dropout = {"condition_dropout": condition_dropout, "label_dropout": label_dropout}
+        return self.losses(denoiser, x_B1HW, label_B, z_BF, **dropout, rng=rng).mean()
+
+    def losses(
+        self,
+        denoiser: Denoiser,
+        x_B1HW: Tensor,
+        label_B: Tensor,
+        z_BF: Tensor,
+        *,
+        condition_dropout: float,
+        label_dropout: float = 0.0,
+        rng: torch.Generator | None = None,
+    ) -> Tensor:
+        """Squared error of the velocity, (B,): E |v_theta(x_t) - v|^2 with v = alpha eps - sigma x (Salimans & Ho, eq. in app. D).
 
         The timesteps of the batch are stratified, which lowers the variance of one patient's gradient.
 
@@ -67,8 +82,8 @@ class Process:
             alone_B = torch.rand(b, device=device, generator=rng) < label_dropout
             label_B = torch.where(alone_B, denoiser.any_label, label_B)
         v = denoiser(alpha * x_B1HW + sigma * noise, t_B, label_B, z_BF, keep_B)
-        error: Tensor = (v.float() - (alpha * noise - sigma * x_B1HW)).square().mean()
-        return error
+        error_B: Tensor = (v.float() - (alpha * noise - sigma * x_B1HW)).square().mean(dim=(1, 2, 3))
+        return error_B
 
 
 @torch.no_grad()
