@@ -156,7 +156,7 @@ def _ghost(network: Network, patients: list[Tensor]) -> Callable[[], None]:
         (losses * weight).mean().backward()
         wrapped.enable_hooks()
         for p in model.parameters():
-            p.grad = p._norm_sample = None
+            p.grad = p._norm_sample = None  # type: ignore[attr-defined]
 
     return step
 
