@@ -14,17 +14,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from client import dataset, export, manifest, profile, pseudonym
+from client import dataset, export, manifest, network_cli, profile, pseudonym
 from client.ingest import ingest as ingest_site
 from shared.config import Site, read
 from shared.errors import DataError
 
-app = typer.Typer(name="client", help="The hospital: ingest and de-identify its own data.", no_args_is_help=True)
+app = typer.Typer(name="client", help="The hospital: its own data, and its part in a federation.", no_args_is_help=True)
+app.add_typer(network_cli.app)
 
 
 @app.callback()
 def _client() -> None:
-    """The hospital: ingest and de-identify its own data. Nothing here sends anything."""
+    """The hospital: its own data, and its part in a federation. Only `serve` connects to anything."""
 
 
 @app.command()

@@ -1,7 +1,4 @@
-"""`fedsynth server`: what a coordinator does with a finished run.
-
-Left out: provisioning and serving over a network; a federation runs through `fedsynth simulate` for now.
-"""
+"""`fedsynth server`: what a coordinator does with a finished run; `network_cli` adds what it does before."""
 
 from __future__ import annotations
 
@@ -10,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from server import finish
+from server import finish, network_cli
 from server.report import write_report
 from shared.errors import ReleaseRefused
 
-app = typer.Typer(help="The coordinator: release and report of a finished run.", no_args_is_help=True)
+app = typer.Typer(help="The coordinator: admit sites, run the federation, release and report.", no_args_is_help=True)
+app.add_typer(network_cli.app)
 
 Run = Annotated[Path, typer.Argument(help="Output folder of a finished run, e.g. out/demo.")]
 

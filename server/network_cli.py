@@ -1,0 +1,93 @@
+"""`fedsynth server provision | approve | revoke | sites`: who takes part."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from server import provision
+from shared import keys
+from shared.config import read
+from shared.errors import FederationError
+
+app = typer.Typer()
+
+File = Annotated[Path, typer.Argument(metavar="FEDERATION.yaml", help="name and address of the federation")]
+
+
+@app.command("provision", epilog="Example: fedsynth server provision brains.yaml")
+def provision_command(federation: File) -> None:
+    """Make the certificate authority and the server's certificate, in a folder beside the file. Run again to renew.
+
+    FEDERATION.yaml holds two lines:  name: brains  and  address: fed.example.org:9443
+    """
+    settings = read(federation, provision.Federation)
+    folder = federation.resolve().parent / settings.name
+    for line in provision.provision(settings, folder):
+        typer.echo(f"made  {line}")
+    for line in provision.warnings(folder):
+        typer.echo(f"warning: {line}", err=True)
+    typer.echo(f"read to every hospital by telephone:  {_authority(folder)}")
+
+
+@app.command("approve", epilog="Example: fedsynth server approve brains.yaml north.request.json")
+def approve_command(
+    federation: File,
+    request: Annotated[Path, typer.Argument(metavar="REQUEST", help="the file that the site sent")],
+    fingerprint: Annotated[
+        str | None, typer.Option(help="the digits that the site read out; asked for when absent")
+    ] = None,
+) -> None:
+    """Admit a site and write its kit. Ring the site up: its 40 digits must be the ones shown here."""
+    settings, folder = _open(federation)
+    asked = keys.read_paper(request, keys.Request)
+    expected = keys.node_fingerprint(keys.check_request(asked))
+    typer.echo(f"{asked.site} asks to join with the key  {expected}")
+    compare(fingerprint, expected, f"the key that {asked.site} reads out")
+    kit = provision.approve(settings, folder, asked)
+    typer.echo(f"approved until {kit.until:%Y-%m-%d}; send  {folder / 'kits' / f'{asked.site}.kit.json'}")
+    typer.echo(f"read to the site by telephone:  {_authority(folder)}")
+
+
+@app.command("revoke", epilog="Example: fedsynth server revoke brains.yaml north")
+def revoke_command(federation: File, site: Annotated[str, typer.Argument(help="name of the site")]) -> None:
+    """Shut a site out, for good with this key; a running server does so within seconds."""
+    _, folder = _open(federation)
+    member = provision.revoke(folder, site)
+    typer.echo(f"revoked {member.site}, key {member.fingerprint}")
+
+
+@app.command("sites", epilog="Example: fedsynth server sites brains.yaml --json")
+def sites_command(
+    federation: File, as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False
+) -> None:
+    """List the sites that were ever approved, and what expires soon."""
+    _, folder = _open(federation)
+    found = provision.members(folder)
+    if as_json:
+        typer.echo(json.dumps([m.model_dump(mode="json") | {"admitted": m.admitted} for m in found]))
+        return
+    for m in found:
+        state = f"until {m.until:%Y-%m-%d}" if m.admitted else "revoked" if m.revoked else "expired"
+        typer.echo(f"{m.site:20} {state:18} {m.fingerprint}")
+    for line in provision.warnings(folder):
+        typer.echo(f"warning: {line}", err=True)
+
+
+def compare(heard: str | None, expected: str, what: str) -> None:
+    """Ask for the digits, or take the ones given; FederationError unless they are the expected ones."""
+    heard = heard if heard is not None else typer.prompt(f"type {what}")
+    if not keys.same_fingerprint(heard, expected):
+        raise FederationError(f"these are not the digits of {what}; do not go on, somebody may stand in between")
+
+
+def _open(federation: Path) -> tuple[provision.Federation, Path]:
+    settings = read(federation, provision.Federation)
+    return settings, provision.folder_of(federation, settings)
+
+
+def _authority(folder: Path) -> str:
+    return keys.certificate_fingerprint((folder / "ca.pem").read_text(encoding="utf-8"))
