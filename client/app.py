@@ -15,10 +15,9 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import dataset, policy
+from client import budget, dataset, policy
 from client.train import train
 from privacy.accounting import Event
-from privacy.ledger import Ledger
 from shared import messages, weights
 from shared.config import Site, read
 from shared.device import device_for
@@ -67,9 +66,9 @@ def _work(content: RecordDict, site: Site, work: Path, run: str) -> messages.Tra
     model.load_state_dict(received, strict=False)
     cohort = dataset.load(work / "cohort")
     # Spend before you act: from here on the budget counts as used, whatever happens
-    ledger = Ledger(work / "ledger.jsonl", cohort=dataset.cohort_id(work), cap=policy.cap(site), delta=site.delta)
     event = Event(noise_multiplier, experiment.privacy.sampling_rate, experiment.training.steps)
-    epsilon = ledger.reserve(event, run=run, purpose=f"{experiment.name}, round {number}")
+    priced = [(f"{experiment.name}, round {number}", event)]
+    epsilon = budget.charge(site, work, cohort, experiment, priced, run)
     update = train(
         model.to(device),
         cohort,

@@ -55,7 +55,9 @@ def ingest(
         return
     typer.echo(f"{settings.name}: {report.patients} patients, {report.slices} slices")
     _say(report.passed, report.quarantined, report.refused, report.reasons)
-    typer.echo(f"Next: look through {work / 'manifest.jsonl'}, and keep {work / dataset.KEY_FILE} safe.")
+    typer.echo(
+        f"Next: look through {work / 'manifest.jsonl'}, and keep {dataset.records(settings, work) / dataset.KEY_FILE} safe."
+    )
 
 
 @app.command()

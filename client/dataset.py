@@ -6,15 +6,18 @@ Left out: sharding for cohorts that do not fit in memory.
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from client import pseudonym
+from shared.config import Site
 from shared.errors import DataError
 
 KEY_FILE = "pseudonym.key"
+COHORT_FILE = "cohort.id"  # inside the cohort's folder: whose key made its pseudonyms
 
 
 @dataclass(frozen=True)
@@ -70,3 +73,31 @@ def cohort_id(folder_or_key: Path | bytes) -> str:
         if path.is_file():
             return pseudonym.cohort(pseudonym.load(path))
     raise DataError(f"no {KEY_FILE} in {folder_or_key}; run `fedsynth client ingest` first")
+
+
+def records(site: Site, work: Path) -> Path:
+    """The folder of the hospital's key and ledger: the one its file names, or the work folder.
+
+    Raises DataError when the file names one and the work folder has a key or a ledger of its own: two ledgers would each
+    know half of what was spent.
+    """
+    if site.records is None or site.records.resolve() == work.resolve():
+        return work
+    for name in (KEY_FILE, "ledger.jsonl"):
+        if (work / name).exists():
+            raise DataError(
+                f"{work} holds a {name} of its own, and the site file names other `records`; move both the key and the "
+                "ledger there if there are none yet, or begin a new work folder"
+            )
+    return site.records
+
+
+def members(site: Site, work: Path, cohort: Iterable[Patient]) -> frozenset[str] | None:
+    """Pseudonyms of everybody in the cohort, or none where it was not made with the key that the hospital's records hold."""
+    try:
+        made_by = (work / "cohort" / COHORT_FILE).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return None
+    if made_by != cohort_id(records(site, work)):
+        return None
+    return frozenset(patient.pseudonym for patient in cohort)

@@ -41,7 +41,7 @@ def ingest(
     work: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> IngestReport:
-    """Read `site.data`; write work/cohort/<pseudonym>.npz, work/manifest.jsonl and, where absent, work/pseudonym.key.
+    """Read `site.data`; write work/cohort/<pseudonym>.npz, work/manifest.jsonl and, where absent, the hospital's key.
 
     classes   names of the labels in order; a patient's label is an index into them
     progress  called with (done, total)
@@ -59,7 +59,9 @@ def ingest(
     table = labels.locate(site.labels, data).resolve() if site.labels else None
     files = reader.listing(data, ignore=table)
     work.mkdir(parents=True, exist_ok=True, mode=0o700)
-    key = pseudonym.load_or_make(work / dataset.KEY_FILE)
+    records = dataset.records(site, work)
+    records.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key = pseudonym.load_or_make(records / dataset.KEY_FILE)
     by_identifier = labels.read(table, classes, key) if table else {}
     inputs = Inputs(data, files, key, progress)
     cut = Cut(image_size, slices_per_patient, site.minimum_slices)
@@ -67,6 +69,7 @@ def ingest(
     partial = work / "cohort.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(mode=0o700)
+    (partial / dataset.COHORT_FILE).write_text(dataset.cohort_id(key), encoding="ascii")
     sha256, slices = {}, 0
     for found in _patients(site.format, inputs, cut, classes):
         label = by_identifier.get(found.identifier, found.label)

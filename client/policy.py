@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import math
 
+from privacy.planning import default_delta
 from shared.config import Experiment, Site
 from shared.errors import PrivacyError
+
+LARGEST_DELTA = 1e-5  # of an experiment, where the site's file says nothing
 
 
 def check(site: Site, experiment: Experiment, noise_multiplier: float) -> None:
@@ -22,8 +25,14 @@ def check(site: Site, experiment: Experiment, noise_multiplier: float) -> None:
         raise PrivacyError(
             f"{site.name} permits epsilon {site.epsilon_cap:g} per patient, the experiment asks for {privacy.epsilon:g}"
         )
-    if privacy.delta > site.delta:
-        raise PrivacyError(f"{site.name} permits delta {site.delta:g}, the experiment asks for {privacy.delta:g}")
+    largest = LARGEST_DELTA if site.delta is None else site.delta
+    if privacy.delta > largest:
+        raise PrivacyError(f"{site.name} permits delta {largest:g}, the experiment asks for {privacy.delta:g}")
+
+
+def delta(site: Site, patients: int) -> float:
+    """The delta at which the cap holds. Without a word in the site's file it follows the number of patients: keep it here."""
+    return default_delta(patients) if site.delta is None else site.delta
 
 
 def cap(site: Site) -> float:

@@ -46,7 +46,9 @@ def plan(
     sampling_rate: Annotated[float, typer.Option(help="Probability that a patient takes part in a step.")] = 1.0,
     parameters: Annotated[int, typer.Option(min=1, help="Trainable parameters.")] = 10_000,
     sites: Annotated[int, typer.Option(min=1, help="Sites whose updates are averaged.")] = 1,
-    delta: Annotated[float | None, typer.Option(help="Default: the smaller of 1e-5 and 1/(10 patients).")] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="Default, as at a site: 1e-5, or 1/(10 patients) if less.")
+    ] = None,
     force: Annotated[bool, typer.Option(help="Do not fail when the noise drowns the signal.")] = False,
     as_json: AsJson = False,
 ) -> None:

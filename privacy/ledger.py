@@ -16,14 +16,18 @@ One writer    an exclusive `flock` spans read, check and append. A second writer
 |                                      | <name>.torn-N, and a record of kind "repair" says so                       |
 | any byte changed                     | LedgerError names the record; nothing more is reserved                     |
 | file empty or gone during use        | LedgerError: a ledger is born together with its header                     |
-| another cohort or another delta      | LedgerError                                                                |
-| another cap than last time           | the hospital's right; every record keeps the cap under which it was made   |
+| another cohort, or a larger delta    | LedgerError                                                                |
+| another cap, or a smaller delta      | the hospital's right; every record keeps those under which it was made     |
+| who was in the cohort is not known   | the reservation counts for everybody                                       |
 | disk full, or fsync fails            | LedgerError, and the caller must not compute                               |
 
 A hash chain cannot show whole records cut from the end, or a ledger rewritten from its start. Keep the last hash that
 `verify` returns somewhere else if that must show.
 
-Left out: one patient in two cohorts (compose both `events()` with `accounting.epsilon`), and a signed statement.
+Several cohorts of one hospital, or one that changes from ingest to ingest, share one ledger: see membership.py. A ledger without
+lists of patients, as older versions wrote it, is read as it is, and counts for everybody.
+
+Left out: one person under two keys, which are two ledgers; a signed statement (statement.py).
 Needs a POSIX file system with flock.
 """
 
@@ -35,13 +39,14 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from privacy import accounting, chain
+from privacy import accounting, chain, membership
 from privacy.accounting import Event
 from privacy.chain import Chain, Record
+from privacy.durable import sync_folder, told, write_new
 from shared.errors import BudgetExceeded, LedgerError, PrivacyError
 
 VERSION = 1
@@ -50,81 +55,131 @@ POLL_S = 0.02
 
 
 class Ledger:
-    """One cohort's ledger at one hospital. The file is created when it is absent.
+    """The ledger of one hospital's key. The file is created when it is absent.
 
     path        the file; its folder exists
-    cohort      name of the group of patients; all work on them goes through this one file
+    cohort      name that the key stands for; all work on its patients goes through this one file
     cap         epsilon per patient that the total never passes at `delta`
+    separate_cohorts   count only what may have touched a patient of the cohort at hand; else everything counts for everybody
     timeout_s   how long to wait for another writer
 
-    Raises LedgerError when the file is damaged, locked, or of another cohort or delta.
+    Raises LedgerError when the file is damaged, locked, of another cohort, or began with a smaller delta.
     """
 
-    def __init__(self, path: Path, *, cohort: str, cap: float, delta: float, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        cohort: str,
+        cap: float,
+        delta: float,
+        separate_cohorts: bool = False,
+        timeout_s: float = 60.0,
+    ) -> None:
         if not cap > 0 or not 0 < delta < 1:
             raise PrivacyError(f"a ledger needs a positive cap and a delta between 0 and 1, not {cap} and {delta}")
         self.path, self.cohort, self.cap, self.delta, self.timeout_s = Path(path), cohort, cap, delta, timeout_s
+        self.separate = separate_cohorts
         if not self.path.exists():
             self._create()
         with _locked(self.path, self.timeout_s, write=True) as file:
             self._open(file)
 
-    def reserve(self, event: Event, *, run: str, purpose: str) -> float:
+    def reserve(
+        self,
+        event: Event,
+        *,
+        run: str,
+        purpose: str,
+        members: Collection[str] | None = None,
+        then: Sequence[Event] = (),
+        told_delta: float | None = None,
+    ) -> float:
         """Record `event` as spent, on disk, before it is computed.
 
         run, purpose   what it is for, in the operator's words, at most 200 characters; no patient data
+        members        keyed pseudonyms of all patients that it may touch; none: not known, so it counts for everybody
+        then           what the caller is about to reserve next: refused now, together, rather than half-way
+        told_delta     delta at which epsilon is returned and named in a refusal, both of which may travel; none: the
+                       ledger's own, which may follow from the number of patients. The cap holds at the ledger's own
 
-        Returns epsilon per patient after it, over everything on record. Raises BudgetExceeded, with nothing written,
+        Returns epsilon per patient after it, over everything on record that counts. Raises BudgetExceeded, with nothing written,
         when that passes the cap, and LedgerError when the record cannot be made durable. After an error, do not compute.
         """
         if max(len(run), len(purpose)) > 200:
             raise PrivacyError("`run` and `purpose` of a reservation have at most 200 characters each")
         with _locked(self.path, self.timeout_s, write=True) as file:
             found = self._open(file)
-            before = _events(found.records)
-            after = accounting.epsilon([*before, event], self.delta)
-            if not after <= self.cap + TOLERANCE:
-                raise self._exceeded(before, event, after)
-            told = {"run": run, "purpose": purpose, "epsilon": _finite(after), "cap": _finite(self.cap)}
-            _append(file, self.path, found, {"kind": "reserve", **event.to_dict(), **told})
-        return after
+            if self.separate and members is not None:
+                groups = membership.groups(self.path, found.records, members)
+            else:
+                groups = [membership.events(found.records)]
+            before = max(groups, key=lambda spent: accounting.epsilon([*spent, event, *then], self.delta))
+            if not accounting.epsilon([*before, event, *then], self.delta) <= self.cap + TOLERANCE:
+                raise self._exceeded(before, [event, *then], told_delta)
+            after = self._worst(groups, event, self.delta)
+            with told(self.path):
+                name = None if members is None else membership.keep(self.path, members)
+            limits = {"epsilon": _finite(after), "cap": _finite(self.cap), "delta": self.delta}
+            who = {"members": name, "separate_cohorts": self.separate}
+            _append(
+                file,
+                self.path,
+                found,
+                {"kind": "reserve", **event.to_dict(), "run": run, "purpose": purpose, **limits, **who},
+            )
+        return self._worst(groups, event, told_delta or self.delta)
 
     def events(self) -> list[Event]:
         """Everything reserved so far, in order."""
-        return _events(self.records())
+        return membership.events(self.records())
 
     def epsilon(self) -> float:
-        """Epsilon per patient of everything reserved so far, at the ledger's delta."""
-        return accounting.epsilon(self.events(), self.delta)
+        """Epsilon per patient of everything reserved so far, at the ledger's delta: no patient has spent more."""
+        return membership.largest(self.path, self.records(), self.delta)
 
     def records(self) -> list[Record]:
         """Every whole record, the header first."""
         with _locked(self.path, self.timeout_s, write=False) as file:
             return _read(file, self.path).records
 
-    def _exceeded(self, before: list[Event], event: Event, after: float) -> BudgetExceeded:
-        spent, alone = accounting.epsilon(before, self.delta), accounting.epsilon([event], self.delta)
+    @staticmethod
+    def _worst(groups: list[list[Event]], event: Event, delta: float) -> float:
+        return max(accounting.epsilon([*before, event], delta) for before in groups)
+
+    def _exceeded(self, before: list[Event], asked: list[Event], told_delta: float | None) -> BudgetExceeded:
+        delta = told_delta or self.delta
+        spent, alone, after = (accounting.epsilon(events, delta) for events in (before, asked, [*before, *asked]))
+        own = (
+            ". The cap holds at the site's own delta, at most this one: a smaller `privacy.delta` in the experiment "
+            "plans with it, or the hospital sets `delta` in its file"
+        )
         return BudgetExceeded(
             f'cohort "{self.cohort}": epsilon {spent:.4f} per patient is spent and {alone:.4f} is asked, together '
-            f"{after:.4f}; the cap is {self.cap:.4f} (delta {self.delta:g}). Nothing was computed. Ask for more noise or "
-            "fewer steps; only the hospital can raise `epsilon_cap`"
+            f"{after:.4f}; the cap is {self.cap:.4f} (delta {delta:g}). Nothing was computed. Ask for more noise or "
+            f"fewer steps; only the hospital can raise `epsilon_cap`{own if told_delta else ''}"
         )
 
     def _open(self, file: int) -> Chain:
         """Check the chain and whose it is, and set a torn last line aside. The caller holds the lock for writing."""
         found = _read(file, self.path)
         header = found.records[0]
-        for key, mine in (("cohort", self.cohort), ("delta", self.delta), ("version", VERSION)):
+        for key, mine in (("cohort", self.cohort), ("version", VERSION)):
             if header.get(key) != mine:
                 raise LedgerError(
                     f'{self.path.name} is of {key} "{header.get(key)}", not "{mine}"; open it as what it is, or begin '
                     "another ledger for another cohort"
                 )
+        if self.delta > header["delta"]:
+            raise LedgerError(
+                f"{self.path.name} is of delta {header['delta']:g}, and a larger one would weaken what was promised; set "
+                f"`delta: {header['delta']:g}` or less"
+            )
         if not found.torn:
             return found
-        with _told(self.path):
+        with told(self.path):
             number = next(n for n in range(1, 10**6) if not self._aside(n).exists())
-            _write_new(self._aside(number), found.torn)
+            write_new(self._aside(number), found.torn)
             os.truncate(file, found.whole)
         digest = hashlib.sha256(found.torn).hexdigest()
         moved = {"torn_file": self._aside(number).name, "torn_bytes": len(found.torn), "torn_sha256": digest}
@@ -146,19 +201,32 @@ class Ledger:
             "neighbouring_relation": "add or remove all data of one patient",
         }
         aside = self.path.with_name(f".{self.path.name}.{os.getpid()}.{time.monotonic_ns()}")
-        with _told(self.path):
+        with told(self.path):
             try:
-                _write_new(aside, chain.line(header, None))
+                write_new(aside, chain.line(header, None))
                 with contextlib.suppress(FileExistsError):
                     self.path.hardlink_to(aside)
             finally:
                 aside.unlink(missing_ok=True)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
 
 
 def _finite(value: float) -> float | None:
     """JSON has no infinity: null stands for it."""
     return value if math.isfinite(value) else None
+
+
+def delta_of(path: Path) -> float | None:
+    """The delta with which a ledger began: the largest at which it may be used. None where there is no ledger yet."""
+    if not path.exists():
+        return None
+    with _locked(path, timeout_s=60.0, write=False) as file:
+        return float(_read(file, path).records[0]["delta"])
+
+
+def delta_now(records: list[Record]) -> float:
+    """The delta at which the last reservation was counted, or that of the header."""
+    return float(next((r["delta"] for r in reversed(records) if "delta" in r), records[0]["delta"]))
 
 
 def verify(path: Path) -> list[Record]:
@@ -179,7 +247,7 @@ def verify(path: Path) -> list[Record]:
 @contextlib.contextmanager
 def _locked(path: Path, timeout_s: float, *, write: bool) -> Iterator[int]:
     """The open file, under an exclusive lock for writing or a shared one for reading."""
-    with _told(path):
+    with told(path):
         file = os.open(path, os.O_RDWR | os.O_APPEND if write else os.O_RDONLY)
     try:
         patience = time.monotonic() + timeout_s
@@ -199,59 +267,24 @@ def _locked(path: Path, timeout_s: float, *, write: bool) -> Iterator[int]:
 
 
 def _read(file: int, path: Path) -> Chain:
-    with _told(path):
+    with told(path):
         found = chain.read(os.pread(file, os.fstat(file).st_size, 0), path.name)
     for number, record in enumerate(found.records):
         try:
-            _events([record])
+            membership.events([record])
         except PrivacyError as error:
             raise LedgerError(f"{path.name}: record {number} is damaged ({error})") from error
     return found
-
-
-def _events(records: list[Record]) -> list[Event]:
-    keys = ("noise_multiplier", "sampling_rate", "steps")
-    return [Event.from_dict({key: r.get(key) for key in keys}) for r in records if r.get("kind") == "reserve"]
 
 
 def _append(file: int, path: Path, found: Chain, body: Record) -> None:
     """Add one record and wait until it is on the disk."""
     line = chain.line({**body, "time": _now()}, found.records[-1])
     line = line if found.ended else b"\n" + line
-    with _told(path):
+    with told(path):
         if os.write(file, line) != len(line):
             raise LedgerError("the disk is full: the reservation could not be written, so nothing may be computed")
         os.fsync(file)
-
-
-def _write_new(path: Path, data: bytes) -> None:
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        if os.write(file, data) != len(data):
-            raise LedgerError(f"the disk is full: {path.name} could not be written")
-        os.fsync(file)
-    finally:
-        os.close(file)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-@contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """What the operating system refuses becomes one line."""
-    try:
-        yield
-    except OSError as error:
-        raise LedgerError(
-            f"cannot use the ledger {path}: {error.strerror or error}; nothing may be computed"
-        ) from error
 
 
 def _now() -> str:

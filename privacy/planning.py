@@ -59,10 +59,13 @@ class Plan:
 
 
 def default_delta(patients: int) -> float:
-    """min(1e-5, 1 / (10 N)): well under the chance of publishing one of N patients whole."""
+    """min(1e-5, 1 / (10 N)), rounded down to a power of ten: well under the chance of publishing one of N patients whole.
+
+    The power of ten is there so that a delta does not tell N: it says no more than how many digits N has, from 10,001 up.
+    """
     if patients < 1:
         raise PrivacyError(f"{patients} patients cannot be protected; there is at least one")
-    return min(1e-5, 1 / (10 * patients))
+    return float(f"1e-{max(5, len(str(10 * patients - 1)))}")
 
 
 def plan(schedule: Schedule) -> Plan:

@@ -40,7 +40,12 @@ class Site(Record):
                     input holds no face or that it accepts the risk: the slices never leave the site
     epsilon_cap     the most that any patient of this site may ever spend, over all runs of the cohort; null: no cap, also
                     training without privacy is allowed (rehearsals on public data only)
-    delta           at most this delta is accepted from an experiment
+    delta           at which the cap holds, and the largest that is accepted from an experiment; none: 1e-5, or with more than
+                    10,000 patients a tenth of one over their number, rounded down to a power of ten
+    records         absolute path of the folder with this hospital's key and ledger; none: the work folder. Several cohorts
+                    of one hospital name the same one, or their patients are counted twice over
+    separate_cohorts  count only the cohorts that share a patient with the one at hand. Then the epsilon that is sent, and a
+                    refusal, tell whether they do. Otherwise everything in `records` counts for everybody
     weight          public weight of this site's update in the average; never derived from its patient count
     """
 
@@ -51,8 +56,18 @@ class Site(Record):
     face_removal: Literal["required", "none"] = "required"
     minimum_slices: Positive = 15
     epsilon_cap: PositiveFloat | None = 8.0
-    delta: Annotated[float, Field(gt=0, le=1e-3)] = 1e-5
+    delta: Annotated[float, Field(gt=0, le=1e-3)] | None = None
+    records: Path | None = None
+    separate_cohorts: bool = False
     weight: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Site:
+        if self.records is not None and not self.records.is_absolute():
+            raise ValueError(
+                "`records` must be an absolute path, so that it is the same folder wherever a command runs"
+            )
+        return self
 
 
 class Cohort(Record):

@@ -209,6 +209,25 @@ def test_the_cohort_keeps_its_name_whatever_the_run_asks_for(tmp_path: Path, wri
     assert names == {dataset.cohort_id(key)} != {dataset.cohort_id(bytes(32))}
 
 
+def test_two_work_folders_of_one_hospital_give_a_patient_one_pseudonym_and_say_whose_key_made_it(
+    tmp_path: Path, write_series: Write
+) -> None:
+    write_series(tmp_path / "data")
+    records = tmp_path / "records"
+    site = Site(name="a", data=tmp_path / "data", face_removal="none", minimum_slices=4, records=records)
+    names, members = [], []
+    for name in ("first", "second"):
+        work = tmp_path / name
+        ingest(site, classes=["x"], image_size=16, slices_per_patient=8, work=work)
+        cohort = dataset.load(work / "cohort")
+        names.append([patient.pseudonym for patient in cohort])
+        members.append(dataset.members(site, work, cohort))
+        assert not (work / dataset.KEY_FILE).exists()
+    assert names[0] == names[1]
+    assert members == [frozenset(names[0])] * 2
+    assert [p.name for p in records.iterdir()] == [dataset.KEY_FILE]
+
+
 def test_heads_are_refused_until_the_site_says_that_no_face_removal_is_needed(
     tmp_path: Path, write_series: Write
 ) -> None:

@@ -61,6 +61,10 @@ def test_plan_warns_above_four_and_fails_above_ten_unless_forced() -> None:
 def test_the_default_delta_is_well_under_one_over_the_patients() -> None:
     assert planning.default_delta(100) == 1e-5
     assert planning.default_delta(10**6) == 1e-7
+    for patients in (1, 9_999, 10_000, 10_001, 10**5, 10**5 + 1, 123_456_789):
+        delta = planning.default_delta(patients)
+        assert delta <= min(1e-5, 1 / (10 * patients))
+        assert f"{delta:g}" in {"1e-05", "1e-06", "1e-07", "1e-10"}  # a power of ten: it does not tell the number
     tree = json.loads(run("plan", "--patients", "100000", "--json").stdout)
     assert tree["plan"]["delta"] == 1e-6
 

@@ -107,11 +107,23 @@ def test_a_calibrated_run_fits_its_cap_however_it_is_cut_into_rounds(path: Path)
         reserve(book, Event(noise, 0.25, 1))
 
 
-@pytest.mark.parametrize("changes", [{"cohort": "south"}, {"delta": 1e-6}])
-def test_another_cohort_or_delta_is_refused(path: Path, changes: dict) -> None:
+@pytest.mark.parametrize("changes", [{"cohort": "south"}, {"delta": 1e-4}])
+def test_another_cohort_or_a_larger_delta_is_refused(path: Path, changes: dict) -> None:
     opened(path)
     with pytest.raises(LedgerError, match=r"ledger\.jsonl is of"):
         opened(path, **changes)
+
+
+def test_a_smaller_delta_counts_everything_on_record_anew_and_each_record_keeps_its_own(path: Path) -> None:
+    first = reserve(opened(path))
+    book = opened(path, delta=1e-7)
+    assert book.epsilon() == accounting.epsilon([STEP], 1e-7) > first
+    assert reserve(book) == accounting.epsilon([STEP, STEP], 1e-7)
+    assert [r["delta"] for r in verify(path)[1:]] == [DELTA, 1e-7]
+    assert (ledger.delta_of(path), ledger.delta_now(verify(path))) == (DELTA, 1e-7)
+    with pytest.raises(BudgetExceeded):
+        opened(path, cap=spent(3), delta=1e-7).reserve(STEP, run="", purpose="")
+    assert reserve(opened(path, cap=spent(3))) == spent(3)
 
 
 def test_the_hospital_may_change_its_cap_and_each_record_keeps_its_own(path: Path) -> None:
@@ -336,7 +348,7 @@ def test_a_kill_inside_the_write_leaves_a_ledger_that_starts_again(path: Path, w
     verify(path)
 
 
-@pytest.mark.parametrize("stop", ["_write_new", "truncate", "_append"])
+@pytest.mark.parametrize("stop", ["write_new", "truncate", "_append"])
 def test_a_crash_during_the_repair_is_repaired_too(path: Path, stop: str, monkeypatch: pytest.MonkeyPatch) -> None:
     reserve(opened(path))
     path.write_bytes(path.read_bytes() + b'{"torn')

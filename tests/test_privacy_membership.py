@@ -1,0 +1,184 @@
+"""One patient in several cohorts of a hospital: everything that touched them counts, and nothing more than may have."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from privacy import accounting, chain, ledger, membership
+from privacy.accounting import Event
+from privacy.ledger import Ledger, verify
+from shared.errors import BudgetExceeded, LedgerError
+
+DELTA = 1e-5
+STEP = Event(20.0, 1.0, 1)
+NORTH, BOTH, SOUTH = {"ann", "bob"}, {"bob", "cid"}, {"cid", "dan"}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.jsonl"
+
+
+def reserve(path: Path, members: Collection[str] | None, *, apart: bool = True, cap: float = 8.0) -> float:
+    book = Ledger(path, cohort="key", cap=cap, delta=DELTA, separate_cohorts=apart)
+    return book.reserve(STEP, run="r", purpose="p", members=members)
+
+
+def spent(count: int) -> float:
+    return accounting.epsilon([Event(20.0, 1.0, count)], DELTA)
+
+
+def total(path: Path) -> float:
+    return membership.largest(path, verify(path), DELTA)
+
+
+def test_a_patient_of_two_cohorts_is_charged_for_both(path: Path) -> None:
+    assert reserve(path, NORTH) == spent(1)
+    assert reserve(path, BOTH) == spent(2)  # bob is in both
+    assert reserve(path, SOUTH) == spent(2)  # cid: this and the one before; never the first
+    assert total(path) == spent(2)
+
+
+def test_two_cohorts_together_never_pass_the_cap_on_the_patient_they_share(path: Path) -> None:
+    reserve(path, NORTH, cap=spent(2))
+    reserve(path, NORTH, cap=spent(2))
+    before = path.read_bytes()
+    with pytest.raises(BudgetExceeded):
+        reserve(path, BOTH, cap=spent(2))
+    assert path.read_bytes() == before
+    assert reserve(path, SOUTH, cap=spent(2)) == spent(1)
+
+
+def test_without_a_word_of_the_hospital_everything_counts_for_everybody(path: Path) -> None:
+    reserve(path, NORTH, apart=False)
+    assert reserve(path, SOUTH, apart=False) == spent(2)
+    assert total(path) == spent(2)
+    assert reserve(path, SOUTH, apart=True) == spent(2)  # the lists were kept all along
+
+
+def test_a_cohort_that_drops_or_adds_patients_keeps_what_the_old_ones_spent(path: Path) -> None:
+    reserve(path, {"ann", "bob"})
+    assert reserve(path, {"bob"}) == spent(2)  # ann was dropped
+    assert reserve(path, {"ann", "bob", "eve"}) == spent(3)  # and came back: bob has three
+    assert reserve(path, {"eve"}) == spent(2)
+    assert reserve(path, {"ann"}) == spent(3)
+
+
+@pytest.mark.parametrize("order", [(None, NORTH), (NORTH, None)])
+def test_a_reservation_without_a_list_counts_for_everybody(path: Path, order: tuple[set[str] | None, ...]) -> None:
+    for number, members in enumerate(order, start=1):
+        assert reserve(path, members) == spent(number)
+    assert reserve(path, SOUTH) == spent(2)
+
+
+def test_a_ledger_of_an_older_version_counts_for_everybody(path: Path) -> None:
+    Ledger(path, cohort="key", cap=8.0, delta=DELTA)
+    body = {"kind": "reserve", **STEP.to_dict(), "run": "r", "purpose": "p", "epsilon": spent(1), "cap": 8.0}
+    path.write_bytes(path.read_bytes() + chain.line(body, verify(path)[-1]))
+    assert total(path) == spent(1)
+    assert reserve(path, NORTH) == spent(2)
+    assert reserve(path, SOUTH) == spent(2)
+    assert total(path) == spent(2)
+
+
+@pytest.mark.parametrize("spoil", ["remove", "add a line", "drop a line", "flip", "empty", "no text"])
+def test_a_list_that_was_changed_counts_for_everybody_and_is_written_anew(path: Path, spoil: str) -> None:
+    reserve(path, NORTH)
+    (file,) = membership.folder(path).iterdir()
+    good = file.read_bytes()
+    bad = {
+        "add a line": good + b"zoe\n",
+        "drop a line": good.split(b"\n", 1)[1],
+        "flip": bytes([good[0] ^ 1]) + good[1:],
+        "empty": b"",
+        "no text": b"\xff\xfe",
+    }
+    if spoil == "remove":
+        file.unlink()
+    else:
+        file.write_bytes(bad[spoil])
+    assert reserve(path, SOUTH) == spent(2)
+    assert reserve(path, NORTH) == spent(2)  # north itself, whose list is known again, and not south
+    assert file.read_bytes() == good
+    assert total(path) == spent(2)
+
+
+def test_a_list_is_named_by_what_it_holds_in_the_chain_and_is_for_its_owner_alone(path: Path) -> None:
+    reserve(path, ["bob", "ann", "bob"])
+    reserve(path, {"ann", "bob"})
+    (file,) = membership.folder(path).iterdir()
+    assert [r["members"] for r in verify(path)[1:]] == [file.stem, file.stem]
+    assert file.read_text() == "ann\nbob\n"
+    assert file.stat().st_mode & 0o077 == 0
+    assert membership.folder(path).stat().st_mode & 0o077 == 0
+    assert "ann" not in path.read_text()
+    path.write_bytes(path.read_bytes().replace(file.stem.encode(), b"0" * 64, 1))
+    with pytest.raises(LedgerError, match="record 1 "):
+        verify(path)
+
+
+def test_a_list_that_cannot_be_written_stops_the_work(path: Path) -> None:
+    book = Ledger(path, cohort="key", cap=8.0, delta=DELTA)
+    membership.folder(path).write_text("in the way")
+    before = path.read_bytes()
+    with pytest.raises(LedgerError, match="nothing may be computed"):
+        book.reserve(STEP, run="r", purpose="p", members=NORTH)
+    assert path.read_bytes() == before
+
+
+def test_what_comes_next_is_refused_before_the_first_is_charged(path: Path) -> None:
+    book = Ledger(path, cohort="key", cap=spent(2), delta=DELTA)
+    with pytest.raises(BudgetExceeded):
+        book.reserve(STEP, run="r", purpose="p", then=[STEP, STEP])
+    assert len(verify(path)) == 1
+    assert book.reserve(STEP, run="r", purpose="p", then=[STEP]) == spent(1)
+
+
+def test_what_travels_is_told_at_the_other_delta_and_the_cap_holds_at_the_ledgers_own(path: Path) -> None:
+    book = Ledger(path, cohort="key", cap=spent(1), delta=1e-7)
+    with pytest.raises(BudgetExceeded, match="own delta") as error:
+        book.reserve(STEP, run="r", purpose="p", told_delta=DELTA)
+    assert f"{spent(1):.4f} is asked" in str(error.value)
+    assert "1e-07" not in str(error.value)
+    book = Ledger(path, cohort="key", cap=8.0, delta=1e-7)
+    assert book.reserve(STEP, run="r", purpose="p", told_delta=DELTA) == spent(1)
+    assert verify(path)[-1]["epsilon"] == accounting.epsilon([STEP], 1e-7)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.none() | st.sets(st.sampled_from("abcdef"), min_size=1), min_size=1, max_size=8), st.integers(0, 99))
+def test_no_patient_ever_passes_the_cap_whatever_the_cohorts(
+    tmp_path_factory: pytest.TempPathFactory, cohorts: list[set[str] | None], seed: int
+) -> None:
+    """Against the plain count: for each person, how many reservations touched or may have touched them."""
+    path, rng = tmp_path_factory.mktemp("ledger") / "ledger.jsonl", random.Random(seed)
+    touched, cap = dict.fromkeys("abcdef", 0), 3
+    for members in cohorts:
+        fits = (
+            all(touched[p] < cap for p in members)
+            if members
+            else sum(r["kind"] == "reserve" for r in found(path)) < cap
+        )
+        try:
+            told = reserve(path, members, cap=spent(cap))
+        except BudgetExceeded:
+            assert not fits
+            continue
+        assert fits
+        for person in members or touched:
+            touched[person] += 1
+        if members:
+            assert told == spent(max(touched[p] for p in members))
+        assert max(touched.values()) <= cap
+        if rng.random() < 0.1:
+            assert total(path) >= spent(max(touched.values()))
+
+
+def found(path: Path) -> list[dict[str, object]]:
+    return ledger.verify(path) if path.exists() else []
