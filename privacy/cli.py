@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,9 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from privacy import accounting, ledger, planning
-from privacy.accounting import Event
+from privacy import accounting, durable, ledger, membership, planning, statement
 from privacy.chain import Record
+from shared import signing
+from shared.errors import LedgerError, SignatureError
 
 app = typer.Typer(
     name="privacy",
@@ -23,7 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 ledger_app = typer.Typer(
-    name="ledger", help="Read and verify a hospital's ledger. Never changes it.", no_args_is_help=True
+    name="ledger", help="Read, verify and sign for a hospital's ledger. Never changes it.", no_args_is_help=True
 )
 app.add_typer(ledger_app)
 
@@ -84,10 +86,10 @@ def show(path: LedgerPath, as_json: AsJson = False) -> None:
     """Print every reservation of a ledger and the epsilon per patient after it. Verifies the chain first."""
     records = ledger.verify(path)
     if as_json:
-        typer.echo(json.dumps({**_summary(records), "records": records}))
+        typer.echo(json.dumps({**_summary(path, records), "records": records}))
         return
     header = records[0]
-    title = f'cohort "{escape(header["cohort"])}", delta {header["delta"]:g}'
+    title = f'cohort "{escape(header["cohort"])}", delta {ledger.delta_now(records):g}'
     table = Table(title=title, **LOOK)
     for name in ("", "time", "run", "purpose", "noise", "rate", "steps", "epsilon", "cap"):
         words = name in ("run", "purpose")
@@ -95,14 +97,14 @@ def show(path: LedgerPath, as_json: AsJson = False) -> None:
     for r in records[1:]:
         if r["kind"] == "reserve":
             numbers = (f"{r['noise_multiplier']:g}", f"{r['sampling_rate']:g}", str(r["steps"]))
-            ends = (f"{r['epsilon']:.4f}", f"{r['cap']:g}")
+            ends = (_shown(r["epsilon"], ".4f"), _shown(r["cap"], "g"))
             table.add_row(str(r["index"]), r["time"][:16], escape(r["run"]), escape(r["purpose"]), *numbers, *ends)
         else:
             table.add_row(
                 str(r["index"]), r["time"][:16], "", f"{r['kind']}: {r.get('torn_bytes', 0)} torn bytes set aside"
             )
     Console().print(table)
-    typer.echo(f"epsilon per patient: {_summary(records)['epsilon']:.4f}")
+    typer.echo(f"epsilon per patient: {_shown(_summary(path, records)['epsilon'], '.4f')}")
 
 
 @ledger_app.command(epilog="Example: fedsynth privacy ledger verify sites/north/ledger.jsonl --json")
@@ -111,27 +113,83 @@ def verify(path: LedgerPath, as_json: AsJson = False) -> None:
 
     Records cut from the end leave no trace in the file: compare the last hash with one noted earlier.
     """
-    found = _summary(ledger.verify(path))
+    found = _summary(path, ledger.verify(path))
     if as_json:
         typer.echo(json.dumps(found))
         return
     typer.echo(
         f"{path}: {found['records']} records, unbroken\ncohort: {found['cohort']}\n"
-        f"epsilon per patient: {found['epsilon']:.4f} at delta {found['delta']:g}\nlast hash: {found['last_hash']}"
+        f"epsilon per patient: {_shown(found['epsilon'], '.4f')} at delta {found['delta']:g}\nlast hash: {found['last_hash']}"
     )
 
 
-def _summary(records: list[Record]) -> dict[str, Any]:
-    header = records[0]
-    keys = ("noise_multiplier", "sampling_rate", "steps")
-    events = [Event.from_dict({key: r[key] for key in keys}) for r in records if r["kind"] == "reserve"]
+@ledger_app.command(epilog="Example: fedsynth privacy ledger export ledger.jsonl --key office.pem --out statement.json")
+def export(
+    path: LedgerPath,
+    key: Annotated[Path, typer.Option(help="Ed25519 key in PEM; made, for you alone, when it does not exist.")],
+    out: Annotated[Path, typer.Option(help="The statement; an older one is replaced.")],
+) -> None:
+    """Sign what a ledger holds, for the privacy office: events, epsilon per patient, last hash. No patient is in it.
+
+    Prints the fingerprint of the public key: hand it over on another way than the statement.
+    """
+    signer = signing.load_or_make(key)
+    data = statement.make(path, signer)
+    try:
+        durable.replace(out, data)
+    except OSError as error:
+        raise LedgerError(f"cannot write {out}: {error.strerror or error}") from error
+    typer.echo(f"{out}: signed\npublic key: {signing.fingerprint(signer.public_key())}")
+
+
+@ledger_app.command(epilog="Example: fedsynth privacy ledger check-statement statement.json --ledger ledger.jsonl")
+def check_statement(
+    path: Annotated[Path, typer.Argument(metavar="STATEMENT", help="A statement.json made by `export`.")],
+    ledger_path: Annotated[
+        Path | None, typer.Option("--ledger", help="The ledger that it must follow from; it may have grown since.")
+    ] = None,
+    public_key: Annotated[Path | None, typer.Option(help="PEM of the key that must have signed it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a statement offline: every byte, who signed, and, with the ledger, that it follows from it. Exit code 1 if not."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SignatureError(f"cannot read {path}: {error.strerror or error}") from error
+    public = signing.load_public(public_key) if public_key else None
+    said, signer = statement.check(data, public=public, path=ledger_path)
+    if as_json:
+        typer.echo(json.dumps({**said, "fingerprint": signing.fingerprint(signer)}))
+        return
+    typer.echo(
+        f"{path}: not a byte was changed since it was signed\n"
+        f"cohort: {said['cohort']}, {said['records']} records, {said['time']}\nepsilon per patient: {_shown(said['epsilon'], '.4f')} at delta {said['delta']:g}, "
+        f"cap {_shown(said['cap'], 'g')}\n"
+        f"last hash: {said['last_hash']}\npublic key: {signing.fingerprint(signer)}"
+    )
+    if public is None:
+        typer.echo(
+            "Who signed it is shown only by comparing the public key with one that you know, or by --public-key."
+        )
+
+
+def _shown(value: float | None, digits: str) -> str:
+    """null in a record is infinity: without noise, or without a cap."""
+    return "infinite" if value is None else f"{value:{digits}}"
+
+
+def _summary(path: Path, records: list[Record]) -> dict[str, Any]:
+    header, delta = records[0], ledger.delta_now(records)
+    groups = membership.counted(path, records)
+    largest = max(accounting.epsilon(events, delta) for events in groups)
     return {
         "cohort": header["cohort"],
-        "delta": header["delta"],
+        "delta": delta,
         "unit_of_privacy": header["unit_of_privacy"],
         "neighbouring_relation": header["neighbouring_relation"],
         "records": len(records),
-        "epsilon": accounting.epsilon(events, header["delta"]),
+        "epsilon": largest if math.isfinite(largest) else None,
+        "groups": len(groups),
         "last_hash": records[-1]["hash"],
     }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,17 @@ def write_new(path: Path, data: bytes) -> None:
     finally:
         os.close(file)
     sync_folder(path.parent)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write a file, mode 0600, in the place of an older one: whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    try:
+        write_new(aside, data)
+        aside.replace(path)
+        sync_folder(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -76,7 +76,9 @@ def test_impossible_plans_are_one_line(words: list[str]) -> None:
     fails(PrivacyError, "plan", "--patients", "10", *words)
 
 
-@pytest.mark.parametrize("words", [["plan"], ["ledger", "show"], ["ledger", "verify"]])
+@pytest.mark.parametrize(
+    "words", [["plan"], ["ledger", "show"], ["ledger", "verify"], ["ledger", "export"], ["ledger", "check-statement"]]
+)
 def test_help_gives_an_example(words: list[str]) -> None:
     assert "Example: fedsynth privacy" in run(*words, "--help").stdout
 
