@@ -161,10 +161,11 @@ def check_statement(
     if as_json:
         typer.echo(json.dumps({**said, "fingerprint": signing.fingerprint(signer)}))
         return
+    epsilon, cap = _shown(said["epsilon"], ".4f"), _shown(said["cap"], "g")
     typer.echo(
         f"{path}: not a byte was changed since it was signed\n"
-        f"cohort: {said['cohort']}, {said['records']} records, {said['time']}\nepsilon per patient: {_shown(said['epsilon'], '.4f')} at delta {said['delta']:g}, "
-        f"cap {_shown(said['cap'], 'g')}\n"
+        f"cohort: {said['cohort']}, {said['records']} records, {said['time']}\n"
+        f"epsilon per patient: {epsilon} at delta {said['delta']:g}, cap {cap}\n"
         f"last hash: {said['last_hash']}\npublic key: {signing.fingerprint(signer)}"
     )
     if public is None:
