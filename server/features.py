@@ -151,6 +151,13 @@ class Products:
         d = a_Nd.shape[1]
         self._kernels = tuple((product / d + 1) ** 3 for product in (self.aa, self.ab, self.bb))  # KID's kernel
 
+    def squared_distances(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared distances within a (N, N), between a and b (N, M), and within b (M, M); an image is at 0 from itself."""
+        a_N, b_M = self.aa.diagonal(), self.bb.diagonal()
+        aa = (a_N[:, None] + a_N[None, :] - 2 * self.aa).clamp_min(0).fill_diagonal_(0)
+        bb = (b_M[:, None] + b_M[None, :] - 2 * self.bb).clamp_min(0).fill_diagonal_(0)
+        return aa, (a_N[:, None] + b_M[None, :] - 2 * self.ab).clamp_min(0), bb
+
     def frechet(self, weight_N: Tensor, weight_M: Tensor) -> float:
         """|mu_a - mu_b|^2 + tr(S_a) + tr(S_b) - 2 tr (S_a S_b)^(1/2), equal to `frechet` of the weighted sets.
 

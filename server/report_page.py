@@ -80,7 +80,7 @@ footer { margin-top:80px; padding-top:20px; border-top:1px solid var(--line); }
   .table { overflow:visible; } details { display:none; } @page { margin:16mm; } }
 """
 
-PAGE = """
+MACROS = """
 {%- macro chart(picture) -%}
 <figure>
   <picture>
@@ -109,7 +109,11 @@ PAGE = """
   {% endfor %}
   </tbody></table></div>
 {%- endmacro -%}
-<!doctype html>
+"""
+
+PAGE = (
+    MACROS
+    + """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -217,3 +221,4 @@ folder beside it.</footer>
 </body>
 </html>
 """
+)

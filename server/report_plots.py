@@ -7,8 +7,10 @@ held-out patients. Charts start at zero.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,6 +34,19 @@ class Theme:
     quiet: str
     line: str
     alarm: str
+
+
+class Figured(Protocol):
+    """A figure with its floor and interval, wherever it comes from."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def floor(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
 
 
 LIGHT = Theme("light", text="#27313a", quiet="#7d8a94", line="#0f6b6b", alarm="#b3402e")
@@ -75,7 +90,7 @@ def over_rounds(
     trace: Sequence[tuple[int, Measured]], label: str, factor: float, best: int | None, theme: Theme
 ) -> bytes:
     """A distance over the rounds, with its interval, beside the floor that real images score."""
-    figure, axes = _axes(theme, label)
+    figure, axes = new_axes(theme, label)
     x = [number for number, _ in trace]
     value = np.array([m.value for _, m in trace]) * factor
     low, high = (np.array([getattr(m, side) for _, m in trace]) * factor for side in ("low", "high"))
@@ -111,12 +126,12 @@ def over_rounds(
     bottom = min(0.0, float(low.min()))
     axes.set_ylim(bottom * 1.1, max(float(high.max()), floor) * 1.14 or 1.0)
     _rounds(axes, x)
-    return _png(figure, theme)
+    return to_png(figure, theme)
 
 
 def epsilons(spent: Mapping[str, Sequence[tuple[int, float]]], cap: float | None, theme: Theme) -> bytes:
     """Epsilon per patient of each site over the rounds, under the cap. Sites that spent the same share one line."""
-    figure, axes = _axes(theme, "epsilon per patient")
+    figure, axes = new_axes(theme, "epsilon per patient")
     groups: dict[tuple[tuple[int, float], ...], list[str]] = {}
     for site, points in spent.items():
         groups.setdefault(tuple((n, round(e, 3)) for n, e in points), []).append(site)
@@ -157,10 +172,48 @@ def epsilons(spent: Mapping[str, Sequence[tuple[int, float]]], cap: float | None
     axes.set_ylim(0, top * 1.16)
     _rounds(axes, [n for points in spent.values() for n, _ in points])
     figure.subplots_adjust(right=0.74)
-    return _png(figure, theme)
+    return to_png(figure, theme)
 
 
-def _axes(theme: Theme, label: str) -> tuple[Figure, Axes]:
+def panels(
+    figures: Mapping[str, Figured],
+    factor: Callable[[str], float],
+    title: Callable[[str], str],
+    theme: Theme,
+) -> bytes:
+    """One small panel a figure: the value and its interval as a dot and a bar, what real images score as a dashed line."""
+    columns = 3
+    rows = -(-len(figures) // columns)
+    picture = Figure(figsize=(10.8, 0.95 * rows + 0.2), dpi=180)
+    FigureCanvasAgg(picture)
+    grid = picture.subplots(rows, columns, squeeze=False)
+    picture.subplots_adjust(
+        left=0.02, right=0.98, top=1 - 0.3 / (rows + 0.2), bottom=0.22 / rows, hspace=1.5, wspace=0.14
+    )
+    for axes, name in itertools.zip_longest(grid.flat, figures):
+        if name is None:
+            axes.set_visible(False)
+            continue
+        f, k = figures[name], factor(name)
+        value, floor, low, high = f.value * k, f.floor * k, f.low * k, f.high * k
+        axes.hlines(0, low, high, color=theme.line, linewidth=5, alpha=0.3)
+        axes.plot([value], [0], "o", color=theme.line, markersize=6)
+        axes.axvline(floor, color=theme.quiet, linewidth=1.2, linestyle=(0, (4, 3)))
+        ends = [0.0, low, high, floor]
+        width = (max(ends) - min(ends)) or 1.0
+        axes.set_xlim(min(ends) - 0.06 * width, max(ends) + 0.06 * width)
+        axes.set_ylim(-1, 1)
+        axes.set_yticks([])
+        axes.set_title(title(name), loc="left", fontsize=9, color=theme.text, pad=3)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.spines["bottom"].set_color(theme.quiet)
+        axes.tick_params(colors=theme.quiet, labelsize=8, length=2)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    return to_png(picture, theme)
+
+
+def new_axes(theme: Theme, label: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.4, 3.1), dpi=180)
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -185,7 +238,7 @@ def _rounds(axes: Axes, x: Sequence[int]) -> None:
     )
 
 
-def _png(figure: Figure, theme: Theme) -> bytes:
+def to_png(figure: Figure, theme: Theme) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", transparent=True, metadata={"Software": "fedsynth", "Comment": theme.name})
     return buffer.getvalue()

@@ -10,18 +10,26 @@ import json
 from server import release
 from server.cards import contributed, shown, small
 from server.report_data import Run
+from server.report_plots import Figured
 from server.summary import Measured
 from shared.config import Release
 from shared.errors import ReleaseRefused
 
 FD, KID = "FD-efflite0", "KID-efflite0"
-GAP, NEAREST = "MS-SSIM diversity gap", "NN-SSIM to held-out"
+GAP, NEAREST, PSNR = "MS-SSIM diversity gap", "NN-SSIM to held-out", "NN-PSNR to held-out"
 READINGS = {
     "FID": "Distance to real images, Inception-v3 features. Lower is nearer.",
     FD: "Distance to real images, EfficientNet-Lite0 features; not comparable with FID. Lower is nearer.",
     KID: "The same features, unbiased at small numbers, times 1000. Lower is nearer; about 0 is real.",
     GAP: "Above 0: drawn images are more alike than patients are. Below 0: less alike. About 0 is right.",
     NEAREST: "Likeness to the nearest held-out image. 1 is a copy; higher is not better.",
+    PSNR: "The same by PSNR, in dB. 60 is a copy; higher is not better.",
+    "precision": "Share of drawn images that lie among real ones. Higher is better, up to real against real.",
+    "recall": "Share of real images that lie among drawn ones: is anything left out? Higher is better.",
+    "density": "How thickly real images lie around drawn ones; may pass 1. Higher is better.",
+    "coverage": "Share of real images with a drawn one close by. Higher is better, up to real against real.",
+    "LPIPS diversity gap": "As above with LPIPS, a distance: above 0 drawn images are less alike than patients are.",
+    "FRD": "Distance of radiomic features, log of the square. Lower is nearer.",
 }
 
 
@@ -35,11 +43,11 @@ def title(metric: str) -> str:
 
 
 def number(value: float, metric: str) -> str:
-    digits = {FD: 1, "FID": 1, KID: 1, GAP: 3, NEAREST: 3}.get(metric, 3)
+    digits = {FD: 1, "FID": 1, KID: 1, GAP: 3, NEAREST: 3, PSNR: 1}.get(metric, 3)
     return f"{value * factor(metric):.{digits}f}".replace("-", "\u2212")
 
 
-def interval(m: Measured, metric: str) -> str:
+def interval(m: Figured, metric: str) -> str:
     return f"{number(m.low, metric)} to {number(m.high, metric)}"
 
 

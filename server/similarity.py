@@ -8,10 +8,14 @@ MS-SSIM by torchmetrics. Its default refuses small images: here kernel 7 (sigma 
 SSIM as by Wang et al. 2004: Gaussian window (11 pixels, sigma 1.5), k1 0.01, k2 0.03, windows wholly inside the image, at 64
 pixels every third. A window's weighted products are inner products of patches: all pairs are one matrix product per window.
 
+PSNR: 10 log10 (1 / mean squared error) in dB, of images in [0, 1]; copies would score infinity and are given 60 dB.
+
 Left out: SSIM between random real and drawn images. It rewards collapse: the mean image beats real ones.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -24,6 +28,7 @@ PAIRS = 1000  # random pairs behind an intra-set MS-SSIM
 BETAS = {1: (1.0,), 2: (0.45, 0.55), 3: (0.3, 0.35, 0.35)}
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = 0.01**2, 0.03**2
+PSNR_TOP = 60.0  # dB; about what rounding to 8 bits leaves
 
 
 def shrink(x_NHW: np.ndarray) -> Tensor:
@@ -93,14 +98,26 @@ def ssim(a_NHW: Tensor, b_MHW: Tensor) -> Tensor:
     return total / len(a)
 
 
-def nearest(query_NHW: Tensor, real_MHW: Tensor, patient_M: np.ndarray, batch: int = 600) -> np.ndarray:
-    """Largest SSIM of each query image to the images of each patient: (N, P)."""
+def psnr(a_NHW: Tensor, b_MHW: Tensor) -> Tensor:
+    """PSNR of all pairs (N, M) in dB, 60 at most."""
+    error_NM = torch.cdist(a_NHW.flatten(1).double(), b_MHW.flatten(1).double()).square() / a_NHW[0].numel()
+    return (-10 * error_NM.clamp_min(10 ** (-PSNR_TOP / 10)).log10()).float()
+
+
+def nearest(
+    query_NHW: Tensor,
+    real_MHW: Tensor,
+    patient_M: np.ndarray,
+    score: Callable[[Tensor, Tensor], Tensor] = ssim,
+    batch: int = 600,
+) -> np.ndarray:
+    """Largest score (SSIM or PSNR) of each query image to the images of each patient: (N, P)."""
     patient, count = torch.from_numpy(patient_M), int(patient_M.max()) + 1
-    best_NP = torch.full((len(query_NHW), count), -1.0)
+    best_NP = torch.full((len(query_NHW), count), -torch.inf)
     for start in range(0, len(query_NHW), batch):
         rows = slice(start, start + batch)
         for first in range(0, len(real_MHW), batch):
             columns = slice(first, first + batch)
-            found = ssim(query_NHW[rows], real_MHW[columns])
+            found = score(query_NHW[rows], real_MHW[columns])
             best_NP[rows].scatter_reduce_(1, patient[columns].expand(len(found), -1), found, "amax")
     return best_NP.double().numpy()

@@ -16,7 +16,7 @@ import typer
 from shared.errors import FedsynthError
 
 INTERRUPTED = 130  # 128 + SIGINT; typer turns Ctrl-C into this code
-TOP_LEVEL = "simulations"  # this room's commands stand beside the others' groups
+TOP_LEVEL = ("simulations", "tools")  # their commands stand beside the others' groups
 
 
 def build() -> typer.Typer:
@@ -43,7 +43,7 @@ def build() -> typer.Typer:
             if error.name == room.name:
                 continue
             raise
-        root.add_typer(commands, name=None if room.name == TOP_LEVEL else room.name)
+        root.add_typer(commands, name=None if room.name in TOP_LEVEL else room.name)
     return root
 
 

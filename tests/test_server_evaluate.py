@@ -15,11 +15,21 @@ from PIL import Image
 from scipy import ndimage
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from server import features, similarity
+from server import features, lpips, manifold, similarity
 from server.evaluate import Evaluator, Figure, Heldout, interval
 from shared.errors import ConfigError, DataError, WeightsError
 
-KEYS = ["FD-efflite0", "KID-efflite0", "MS-SSIM diversity gap", "NN-SSIM to held-out"]
+KEYS = [
+    "FD-efflite0",
+    "KID-efflite0",
+    "MS-SSIM diversity gap",
+    "NN-SSIM to held-out",
+    "NN-PSNR to held-out",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+]
 
 
 def slices(patients: int, per_patient: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -78,9 +88,95 @@ def test_the_mean_image_is_collapse_and_the_diversity_gap_says_so(evaluator: Eva
 
 
 def test_copies_of_heldout_images_have_a_nearest_neighbour_of_one(evaluator: Evaluator, heldout: Heldout) -> None:
-    nearest = evaluator(heldout.x_NHW[::2])["NN-SSIM to held-out"]
-    assert nearest.value == pytest.approx(1.0, abs=1e-5)
-    assert nearest.floor < 0.9
+    copies = evaluator(heldout.x_NHW[::2])
+    assert copies["NN-SSIM to held-out"].value == pytest.approx(1.0, abs=1e-5)
+    assert copies["NN-SSIM to held-out"].floor < 0.9
+    assert copies["NN-PSNR to held-out"].value == pytest.approx(60.0, abs=1e-3)
+    assert copies["NN-PSNR to held-out"].floor < 40
+
+
+def test_noise_has_no_precision_and_one_repeated_image_no_recall(evaluator: Evaluator, heldout: Heldout) -> None:
+    noise = evaluator(np.random.default_rng(0).integers(0, 256, (12, 32, 32), dtype=np.uint8))
+    assert noise["precision"].high == 0 < noise["precision"].floor
+    assert noise["density"].value == noise["coverage"].value == 0
+    one = evaluator(np.repeat(heldout.x_NHW[:1], 12, axis=0))
+    assert one["precision"].value == 1
+    assert one["recall"].high < one["recall"].floor
+    real = evaluator(heldout.x_NHW)
+    assert [real[name].value for name in ("precision", "recall", "coverage")] == [1, 1, 1]
+
+
+def test_precision_recall_density_coverage_are_those_of_the_papers() -> None:
+    """Naeem et al. 2020, section 3 and equations 4 and 5, one image at a time."""
+    rng = np.random.default_rng(3)
+    real, drawn, k = rng.normal(size=(30, 4)), rng.normal(0.4, 1.3, size=(20, 4)), manifold.NEIGHBOURS
+    radius_real = [np.sort([np.linalg.norm(a - b) for b in real])[k] for a in real]
+    radius_drawn = [np.sort([np.linalg.norm(a - b) for b in drawn])[k] for a in drawn]
+    near = [[np.linalg.norm(r - d) <= radius for d in drawn] for r, radius in zip(real, radius_real, strict=True)]
+    reached = [[np.linalg.norm(r - d) <= radius for d, radius in zip(drawn, radius_drawn, strict=True)] for r in real]
+    expected = (
+        np.mean([any(row[j] for row in near) for j in range(20)]),
+        np.mean([any(row) for row in reached]),
+        np.sum(near) / (k * 20),
+        np.mean([any(row) for row in near]),
+    )
+    products = features.Products(torch.from_numpy(real), torch.from_numpy(drawn))
+    balls = manifold.manifold(*products.squared_distances())
+    assert balls.figures(torch.ones(30), torch.ones(20)) == pytest.approx(expected)
+    # an image that is not taken counts for nothing
+    w = torch.ones(30)
+    w[5:] = 0
+    expected_coverage = np.mean([any(row) for row in near[:5]])
+    assert balls.figures(w, torch.ones(20))[3] == pytest.approx(expected_coverage)
+
+
+def test_what_is_known_of_the_held_out_images_is_kept_and_never_read_for_others(
+    heldout: Heldout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = slices(patients=4, per_patient=1, size=32, seed=7)[0]
+
+    def figures(images: Heldout, seed: int = 1) -> dict[str, Figure]:
+        return Evaluator(images, bootstrap=20, seed=seed, samples=4, cache=tmp_path / "cache")(drawn)
+
+    first = figures(heldout)
+    files = {path: path.read_bytes() for path in (tmp_path / "cache").iterdir()}
+    assert all(path.stat().st_mode & 0o077 == 0 for path in files)
+    asked: list[int] = []
+    extract = features.extract
+    monkeypatch.setattr(features, "extract", lambda network, x: asked.append(len(x)) or extract(network, x))
+    assert figures(heldout) == first
+    assert asked == [4], "only the drawn images pass the network again"
+    changed = Heldout(255 - heldout.x_NHW, heldout.patient_N, heldout.label_N)
+    assert figures(changed) != first
+    assert figures(heldout, seed=2) != first
+    for path in files:
+        path.write_bytes(b"damaged")
+    assert figures(heldout) == first
+
+
+def test_lpips_is_a_distance_and_only_the_original_weights_give_it(
+    heldout: Heldout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(WeightsError, match="no AlexNet weights"):
+        lpips.Lpips(tmp_path / "absent.pth")
+    (tmp_path / "other.pth").write_bytes(b"other weights")
+    with pytest.raises(WeightsError, match="only the original weights"):
+        lpips.Lpips(tmp_path / "other.pth")
+    monkeypatch.setattr(lpips, "ALEXNET_SHA256", "")
+    torch.save({"weight": os.getcwd}, tmp_path / "code.pth")
+    with pytest.raises(WeightsError, match="more than tensors"):
+        lpips.Lpips(tmp_path / "code.pth")
+    torch.manual_seed(0)
+    shapes = zip(lpips.NAMES, lpips.CONVOLUTIONS, strict=True)
+    layers = {f"features.{name}": torch.nn.Conv2d(*shape) for name, shape in shapes}
+    torch.save({f"{n}.{p}": v for n, m in layers.items() for p, v in m.state_dict().items()}, tmp_path / "alexnet.pth")
+    distance = lpips.Lpips(tmp_path / "alexnet.pth")
+    small = similarity.shrink(heldout.x_NHW[:3])
+    d = distance(small, small, np.array([[0, 0], [0, 1], [1, 0]]))
+    assert d[0] == 0 < d[1]
+    assert d[1] == pytest.approx(d[2])
+    evaluator = Evaluator(heldout, bootstrap=20, seed=0, samples=4, lpips_weights=tmp_path / "alexnet.pth")
+    assert evaluator(np.repeat(heldout.x_NHW[:1], 4, axis=0))["LPIPS diversity gap"].high < 0  # collapse
 
 
 def test_the_same_images_give_the_same_figures(evaluator: Evaluator, other_patients: dict[str, Figure]) -> None:

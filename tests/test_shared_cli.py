@@ -13,6 +13,7 @@ COMMANDS = [
     [],
     ["simulate"],
     ["pretrain"],
+    ["evaluate"],
     ["client", "ingest"],
     ["client", "deidentify"],
     ["privacy", "plan"],
