@@ -15,7 +15,7 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import budget, dataset, policy
+from client import budget, dataset, policy, replies
 from client.train import train
 from privacy.accounting import Event
 from shared import messages, weights
@@ -60,6 +60,10 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
 def _work(content: RecordDict, site: Site, work: Path, run: str) -> messages.TrainReply:
     experiment, number, noise_multiplier, arrays = messages.unpack_request(content)
     policy.check(site, experiment, noise_multiplier)
+    # Asked before: the same answer again, which costs nothing
+    request = replies.request_id(experiment, number, noise_multiplier, arrays)
+    if (kept := replies.find(work, request)) is not None:
+        return kept
     device = device_for(experiment.performance)
     model = weights.load_base(experiment.base, experiment.network, experiment.classes)
     received = messages.tensors(arrays, shapes(model.trainable(experiment.training.trainable)), "the request's arrays")
@@ -69,6 +73,7 @@ def _work(content: RecordDict, site: Site, work: Path, run: str) -> messages.Tra
     event = Event(noise_multiplier, experiment.privacy.sampling_rate, experiment.training.steps)
     priced = [(f"{experiment.name}, round {number}", event)]
     epsilon = budget.charge(site, work, cohort, experiment, priced, run)
+    replies.drop(work)
     update = train(
         model.to(device),
         cohort,
@@ -76,7 +81,10 @@ def _work(content: RecordDict, site: Site, work: Path, run: str) -> messages.Tra
         noise_multiplier=noise_multiplier,
         expected_patients=experiment.expected_patients,
     )
-    return messages.TrainReply(site.name, update, epsilon, site.weight, experiment.training.steps)
+    reply = messages.TrainReply(site.name, update, epsilon, site.weight, experiment.training.steps)
+    if noise_multiplier > 0:
+        replies.keep(work, request, reply)
+    return reply
 
 
 def locate(context: Context) -> tuple[Site, Path]:

@@ -43,12 +43,19 @@ def site(tmp_path: Path) -> Path:
 
 
 def ask(
-    site: Path, experiment: Experiment = EXPERIMENT, noise: float = 3.0, **spoil: Any
+    site: Path,
+    experiment: Experiment = EXPERIMENT,
+    noise: float = 3.0,
+    *,
+    number: int = 1,
+    shift: float = 0.0,
+    run: int = 7,
+    **spoil: Any,
 ) -> messages.TrainReply | messages.Refusal:
     model = weights.load_base("none", experiment.network, experiment.classes)
-    tensors = {k: v.detach() for k, v in model.trainable(experiment.training.trainable).items()}
-    content = messages.pack_request(messages.TrainRequest(experiment, 1, noise, tensors | spoil))
-    context: Any = SimpleNamespace(node_config={"site": str(site / "site.yaml")}, run_id=7)
+    tensors = {k: v.detach() + shift for k, v in model.trainable(experiment.training.trainable).items()}
+    content = messages.pack_request(messages.TrainRequest(experiment, number, noise, tensors | spoil))
+    context: Any = SimpleNamespace(node_config={"site": str(site / "site.yaml")}, run_id=run)
     reply = app.answer(content, context)
     return messages.unpack_reply(reply, {k: tuple(v.shape) for k, v in tensors.items()})
 
@@ -63,8 +70,8 @@ def test_a_good_request_is_answered_and_charged(site: Path) -> None:
 
 def test_every_round_and_run_of_a_cohort_adds_up_until_the_cap_stops_it(site: Path) -> None:
     spent = []
-    for _ in range(20):
-        reply = ask(site)
+    for i in range(20):
+        reply = ask(site, shift=i / 1000)
         if isinstance(reply, messages.Refusal):
             break
         spent.append(reply.epsilon)
@@ -126,3 +133,68 @@ def test_full_training_moves_the_network_too(site: Path) -> None:
     reply = ask(site, Experiment.model_validate(settings))
     assert isinstance(reply, messages.TrainReply)
     assert any(name.startswith("denoiser.unet") and u.abs().sum() > 0 for name, u in reply.update.items())
+
+
+def charges(site: Path) -> int:
+    return sum(r["kind"] == "reserve" for r in verify(site / "ledger.jsonl"))
+
+
+def same(a: messages.TrainReply | messages.Refusal, b: messages.TrainReply | messages.Refusal) -> bool:
+    assert isinstance(a, messages.TrainReply)
+    assert isinstance(b, messages.TrainReply)
+    return all(torch.equal(t, b.update[name]) for name, t in a.update.items())
+
+
+def test_a_request_that_comes_again_gets_the_same_update_and_costs_nothing(site: Path) -> None:
+    first = ask(site)
+    again = ask(site, run=8)  # a run that goes on after an interruption has a new number
+    assert same(first, again)
+    assert charges(site) == 1
+
+
+def test_another_request_is_charged_and_the_reply_before_it_is_gone(site: Path) -> None:
+    first = ask(site)
+    assert not same(first, ask(site, shift=0.01))  # the same round, other weights
+    assert charges(site) == 2
+    assert not same(first, ask(site))  # the first again: its reply was dropped, and new noise is paid for
+    assert charges(site) == 3
+    later = ask(site, number=2)
+    assert same(later, ask(site, number=2))
+    assert charges(site) == 4
+    assert isinstance(ask(site, noise=3.5, number=2), messages.TrainReply)
+    assert charges(site) == 5
+
+
+def test_a_crash_before_the_reply_is_finished_is_charged_again_and_one_after_it_is_not(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for name, count in (("train", 2), ("messages.pack_reply", 2)):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(f"client.app.{name}", killed)
+            ask(site)
+        assert isinstance(ask(site), messages.TrainReply)
+        assert charges(site) == count
+
+
+def test_a_refused_request_leaves_the_kept_reply_alone(site: Path) -> None:
+    first = ask(site)
+    assert isinstance(ask(site, noise=0.3, shift=0.01), messages.Refusal)
+    assert same(first, ask(site))
+    assert charges(site) == 1
+
+
+def test_a_site_that_permits_less_than_before_does_not_send_the_kept_reply(site: Path) -> None:
+    assert isinstance(ask(site), messages.TrainReply)
+    tree = yaml.safe_load((site / "site.yaml").read_text())
+    (site / "site.yaml").write_text(yaml.safe_dump(tree | {"epsilon_cap": 1}))
+    assert isinstance(ask(site), messages.Refusal)
+
+
+def test_an_update_without_privacy_is_not_kept(site: Path) -> None:
+    tree = yaml.safe_load((site / "site.yaml").read_text())
+    (site / "site.yaml").write_text(yaml.safe_dump(tree | {"epsilon_cap": None}))
+    assert isinstance(ask(site, noise=0.0), messages.TrainReply)
+    assert not (site / "reply.kept").exists()
