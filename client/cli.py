@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from client import dataset, export, manifest, network_cli, profile, pseudonym
+from client import checks_cli, dataset, export, manifest, network_cli, profile, pseudonym
 from client.ingest import ingest as ingest_site
 from shared.config import Site, read
 from shared.errors import DataError
 
 app = typer.Typer(name="client", help="The hospital: its own data, and its part in a federation.", no_args_is_help=True)
 app.add_typer(network_cli.app)
+app.add_typer(checks_cli.app)
 
 
 @app.callback()

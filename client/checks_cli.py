@@ -1,0 +1,76 @@
+"""`fedsynth client verify`: the commands that look and change nothing.
+
+Left out: everything that writes a cohort (`client.cli`).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from client import pseudonym
+from client.findings import RULES, Verification
+from client.verify import verify as verify_folder
+
+SHOWN = 40  # findings printed as a table
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+
+
+app = typer.Typer()
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="rebuilt DICOM, or a work folder")],
+    source: Annotated[Path | None, typer.Option(help="what it was made from: look for its values everywhere")] = None,
+    key: Annotated[Path | None, typer.Option(help="the site's key, to match each input with its verdict")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read everything that was written once more, with other code, and report whatever should not be there.
+
+    Exit code 1 when anything was found. Findings name a rule, a file and an offset; they never quote a value.
+
+    Example: fedsynth client verify rebuilt --source scans --key pseudonym.key
+
+    Example: fedsynth client verify work --source scans --json
+    """
+    secret = pseudonym.load(key) if key is not None else None
+    started = time.monotonic()
+    result = verify_folder(folder, source, secret)
+    seconds = time.monotonic() - started
+    if as_json:
+        tree = asdict(result) | {"clean": not result.findings, "seconds": round(seconds, 2)}
+        tree["findings"] = [asdict(found) | {"text": RULES[found.rule]} for found in result.findings]
+        typer.echo(json.dumps(tree))
+    else:
+        _print(result, seconds)
+    if result.findings:
+        raise typer.Exit(1)
+
+
+def _print(result: Verification, seconds: float) -> None:
+    console = Console()
+    for done in result.ran:
+        typer.echo(f"looked at: {done}")
+    for left in result.skipped:
+        typer.secho(f"skipped:   {left}", fg="yellow")
+    if result.findings:
+        table = Table("file", "offset", "rule", "what it means", box=SIMPLE_HEAD)
+        for found in result.findings[:SHOWN]:
+            offset = "" if found.offset is None else str(found.offset)
+            table.add_row(found.file, offset, found.rule, RULES[found.rule])
+        console.print(table)
+        for rule, count in Counter(found.rule for found in result.findings).most_common():
+            typer.echo(f"{count:6d}  {rule}: {RULES[rule]}")
+    size = f"{result.files} files, {result.bytes / 1e6:.1f} MB in {seconds:.1f} s"
+    verdict = f"{len(result.findings)} findings" if result.findings else "clean: nothing was found"
+    typer.secho(f"{verdict} ({size})", fg="red" if result.findings else "green")
