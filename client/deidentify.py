@@ -16,6 +16,8 @@ from __future__ import annotations
 import io
 
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset, write_file_meta_info
 from pydicom.uid import ExplicitVRLittleEndian
 
 from client import enhanced, gates, pixels, rules
@@ -70,7 +72,10 @@ def file_meta(result: Dataset) -> FileMetaDataset:
 
 def encode(result: Dataset) -> bytes:
     """The rebuilt record as a Part 10 file: our own preamble and meta, explicit little endian."""
-    file = FileDataset("", result, preamble=PREAMBLE, file_meta=result.file_meta)
-    buffer = io.BytesIO()
-    file.save_as(buffer, enforce_file_format=True, implicit_vr=False, little_endian=True)
-    return buffer.getvalue()
+    file = DicomBytesIO(PREAMBLE + b"DICM")
+    file.seek(0, io.SEEK_END)
+    file.is_little_endian, file.is_implicit_VR = True, False
+    write_file_meta_info(file, result.file_meta)
+    write_dataset(file, result)
+    written: bytes = file.getvalue()
+    return written

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pydicom
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 
 from client import deidentify, gates, manifest, profile, provenance, pseudonym, reader, rules
@@ -91,5 +92,12 @@ def within_allow_list(content: bytes) -> bool:
     written = pydicom.dcmread(io.BytesIO(content))
     if written.file_meta.get("ImplementationClassUID") != deidentify.IMPLEMENTATION_UID:
         return False
-    permitted = profile.allowed()
-    return all(element.keyword in permitted for element in written.iterall())
+    return _permitted(written, {tag_for_keyword(keyword) for keyword in profile.allowed()})
+
+
+def _permitted(ds: Dataset, tags: Collection[int | None]) -> bool:
+    """Whether every attribute of every level is among `tags` and of a stated kind. Values other than items stay undecoded."""
+    kinds = {tag: ds.get_item(tag).VR for tag in ds.keys()}  # noqa: SIM118  (a dataset yields its elements, decoded)
+    if not all(tag in tags and kind not in (None, "UN") for tag, kind in kinds.items()):
+        return False
+    return all(_permitted(part, tags) for tag, kind in kinds.items() if kind == "SQ" for part in ds[tag])

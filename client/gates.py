@@ -9,8 +9,10 @@ Left out: text inside the pixels; faces.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 
 from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag, Tag
 
 from client.manifest import Reason, Withheld
 from client.profile import SOP_CLASSES
@@ -36,9 +38,16 @@ DENIED: dict[Reason, frozenset[str]] = {
 }
 
 
+@cache
+def tag_of(keyword: str) -> BaseTag:
+    """The tag of a keyword of the standard; looked up once, because a series asks for the same ones in every file."""
+    return Tag(keyword)
+
+
 def words(source: Dataset, keyword: str) -> tuple[str, ...]:
     """The values of a text attribute in capitals without padding; empty when absent."""
-    value = source.get(keyword)
+    element = source.get(tag_of(keyword))
+    value = element.value if element is not None else None
     if value is None:
         return ()
     values = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)

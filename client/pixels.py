@@ -92,7 +92,8 @@ def declared_size(frame: bytes) -> tuple[int, int] | None:
 
 def masked(raw: np.ndarray, stored: int, *, signed: bool) -> np.ndarray:
     """Integer samples cut to their lowest `stored` bits; negative numbers keep their sign by extension."""
-    bits = raw.astype(np.int32) & ((1 << stored) - 1)
-    if signed:
-        bits = np.where(bits >= 1 << (stored - 1), bits - (1 << stored), bits)
-    return bits
+    mask = (1 << stored) - 1
+    if not signed:
+        return np.bitwise_and(raw, raw.dtype.type(mask), dtype=raw.dtype)
+    bits = raw.astype(np.int32) & mask
+    return np.where(bits >= 1 << (stored - 1), bits - (1 << stored), bits)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from pydicom.datadict import dictionary_VR
@@ -27,10 +28,16 @@ def apply(table: Iterable[Rule], source: Dataset, result: Dataset, key: bytes) -
         if value is None and rule.required:
             raise Withheld(Reason.REQUIRED)
         if value is not None or rule.empty_if_unknown:
-            setattr(result, rule.keyword, value)
+            result.add_new(gates.tag_of(rule.keyword), vr_of(rule.keyword), value)
     if "RescaleSlope" not in result or "RescaleIntercept" not in result:  # one without the other means nothing
         for keyword in {"RescaleSlope", "RescaleIntercept", "RescaleType"} & set(result.dir("Rescale")):
             delattr(result, keyword)
+
+
+@cache
+def vr_of(keyword: str) -> str:
+    """The value representation of a keyword of the standard."""
+    return str(dictionary_VR(keyword))
 
 
 def patient_of(source: Dataset, key: bytes) -> str:
@@ -89,7 +96,7 @@ def numbers(rule: Rule, source: Dataset) -> list[float] | None:
 
 def _written(rule: Rule, value: float) -> Any:
     """The number as its value representation wants it; decimal strings are formatted anew, at most 16 characters."""
-    match dictionary_VR(rule.keyword):
+    match vr_of(rule.keyword):
         case "DS":
             text = f"{value:.{rule.decimals}f}"
             return text.rstrip("0").rstrip(".") if "." in text else text
@@ -119,7 +126,8 @@ def _one(source: Dataset, keyword: str) -> str:
 def _values(source: Dataset, keyword: str) -> list[str]:
     """The values as text, however they were stored; none when the attribute is absent or cannot be converted."""
     try:
-        value = source.get(keyword)
+        element = source.get(gates.tag_of(keyword))
+        value = element.value if element is not None else None
     except Exception:  # noqa: BLE001  (an attribute that its own VR cannot hold counts as absent)
         return []
     if value is None or isinstance(value, bytes | Dataset):

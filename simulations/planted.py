@@ -6,6 +6,7 @@ door and by `simulations.benchmarks.deidentify`.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ DECISIVE = {
     "RescaleIntercept", "AcquisitionNumber", "TemporalPositionIdentifier", "DiffusionBValue",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "PixelDataProviderURL",
 }  # fmt: skip
+UNIQUE = re.compile(rf"{WORD}[0-9]{{7}}|{re.escape(UID)}\.[0-9]+|{NUMBER}[0-9]{{6}}".encode(), re.IGNORECASE)
 SHARED_UIDS = {"StudyInstanceUID": "1", "SeriesInstanceUID": "2", "FrameOfReferenceUID": "3"}
 
 
@@ -59,6 +61,15 @@ class Canaries:
         self.made.append(made)
         return made
 
+    def survivors(self, content: bytes) -> set[str]:
+        """The very canaries that are in `content`: as text, as UTF-16, or with the bytes of each pair swapped."""
+        swapped = bytearray(len(content) // 2 * 2)
+        swapped[0::2], swapped[1::2] = content[1 : len(swapped) : 2], content[0 : len(swapped) : 2]
+        found = [
+            match for text in (content, bytes(swapped), content.replace(b"\0", b"")) for match in UNIQUE.findall(text)
+        ]
+        return {match.decode().upper() for match in found} & set(self.made)
+
     def found_in(self, content: bytes) -> list[bytes]:
         word = WORD.encode()
         swapped = bytes(word[i ^ 1] for i in range(len(word)))
@@ -92,7 +103,7 @@ def item(canaries: Canaries, depth: int) -> Dataset:
     return inner
 
 
-def plant_oddities(ds: FileDataset, canaries: Canaries) -> None:
+def plant_oddities(ds: FileDataset, canaries: Canaries, *, depth: int = 50) -> None:
     """Private elements, overlays, curves, wrong representations, deep nesting, preamble, meta, spare bits, trailing bytes."""
     block = ds.private_block(0x0029, canaries.word(), create=True)
     block.add_new(0x10, "OB", canaries.word().encode() + b" ")
@@ -106,7 +117,7 @@ def plant_oddities(ds: FileDataset, canaries: Canaries) -> None:
     ds.add_new(0x00187001, "LO", canaries.word())  # a number as text
     ds.add_new(0x00189999, "LO", canaries.word())  # unknown, even group
     deep = item(canaries, 0)
-    for _ in range(50):
+    for _ in range(depth):
         outer = Dataset()
         outer.ReferencedSeriesSequence = [deep]
         deep = outer
