@@ -94,6 +94,7 @@ def masked(raw: np.ndarray, stored: int, *, signed: bool) -> np.ndarray:
     """Integer samples cut to their lowest `stored` bits; negative numbers keep their sign by extension."""
     mask = (1 << stored) - 1
     if not signed:
-        return np.bitwise_and(raw, raw.dtype.type(mask), dtype=raw.dtype)
+        kept: np.ndarray = raw & raw.dtype.type(mask)
+        return kept
     bits = raw.astype(np.int32) & mask
     return np.where(bits >= 1 << (stored - 1), bits - (1 << stored), bits)
