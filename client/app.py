@@ -15,8 +15,9 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import budget, dataset, policy, replies
+from client import budget, dataset, figures, policy, replies
 from client.train import train
+from privacy import statistics
 from privacy.accounting import Event
 from shared import messages, weights
 from shared.config import Site, read
@@ -71,9 +72,12 @@ def _work(content: RecordDict, site: Site, work: Path, run: str) -> messages.Tra
     cohort = dataset.load(work / "cohort")
     # Spend before you act: from here on the budget counts as used, whatever happens
     event = Event(noise_multiplier, experiment.privacy.sampling_rate, experiment.training.steps)
-    priced = [(f"{experiment.name}, round {number}", event)]
+    asked = statistics.asked(experiment.privacy.statistics, number)
+    priced = [(f"{experiment.name}, round {number}, {name}", Event(z, 1.0, 1)) for name, z in asked.items()]
+    priced.append((f"{experiment.name}, round {number}", event))
     epsilon = budget.charge(site, work, cohort, experiment, priced, run)
     replies.drop(work)
+    told = figures.measure(model.to(device), cohort, experiment, asked)
     update = train(
         model.to(device),
         cohort,
@@ -81,7 +85,7 @@ def _work(content: RecordDict, site: Site, work: Path, run: str) -> messages.Tra
         noise_multiplier=noise_multiplier,
         expected_patients=experiment.expected_patients,
     )
-    reply = messages.TrainReply(site.name, update, epsilon, site.weight, experiment.training.steps)
+    reply = messages.TrainReply(site.name, update, epsilon, site.weight, experiment.training.steps, statistics=told)
     if noise_multiplier > 0:
         replies.keep(work, request, reply)
     return reply

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 from privacy.planning import default_delta
+from privacy.statistics import asked
 from shared.config import Experiment, Site
 from shared.errors import PrivacyError
 
@@ -16,6 +17,12 @@ LARGEST_DELTA = 1e-5  # of an experiment, where the site's file says nothing
 
 def check(site: Site, experiment: Experiment, noise_multiplier: float) -> None:
     """Raise PrivacyError when the request asks for more than this site permits. The ledger checks the sum of all runs."""
+    refused = sorted(set(asked(experiment.privacy.statistics, 1)) - set(site.share))
+    if refused:
+        raise PrivacyError(
+            f"{site.name} does not share its {refused[0]}; ask without `privacy.statistics.{refused[0].replace('-', '_')}`, "
+            f"or the hospital adds {refused[0]} to `share` in its file"
+        )
     if site.epsilon_cap is None:
         return  # a rehearsal on data that protects nobody
     privacy = experiment.privacy

@@ -3,13 +3,14 @@
 One patient is one micro-batch and one gradient; patients are Poisson-sampled; the sum of clipped gradients is noised by
 `privacy.sgd`. Reserving the budget is the caller's duty, before this function runs.
 
-Left out: evaluation. Loss and gradient norms are not differentially private, so they are not even computed for display.
+Left out: evaluation. Loss and gradient norms are not differentially private, so they are not even computed for display; a noisy
+mean loss, where the site shares one, is figures.py.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,26 +80,9 @@ def train(
     rng = torch.Generator(device).manual_seed(int.from_bytes(os.urandom(7)))
 
     def loss(patient: Encoded) -> Tensor:
-        label = torch.tensor([patient.label], device=device)
-        label_S = label.expand(len(patient.z_SF))
-        looks = model.appearance.loss(patient.s_SA, label_S)
-        if settings.trainable == "adapter":
-            return looks
-        where = model.prior.loss(patient.z_SF, label_S, patient.u_S)
-        # m slices, K noise draws each (Dockhorn et al. 2023, "noise multiplicity"), a fixed shape for every patient
-        pick = torch.tensor(secure.subset(len(patient.x_SHW), settings.slices), device=device)
-        pick = pick.repeat_interleave(settings.draws)
-        x = patient.x_SHW[pick].float()[:, None] / 127.5 - 1
-        with precision(experiment.performance, device):
-            drawn = process.loss(
-                model.denoiser,
-                x,
-                model.base_label(label).expand(len(pick)),
-                patient.z_SF[pick],
-                condition_dropout=settings.condition_dropout,
-                rng=rng,
-            )
-        return drawn + where + looks
+        return patient_loss(
+            model, process, patient, experiment, secure.subset(len(patient.x_SHW), settings.slices), rng
+        )
 
     # Steps
     for step in range(settings.steps):
@@ -107,6 +91,37 @@ def train(
         if progress:
             progress(step + 1, settings.steps)
     return {name: p.detach() - before[name] for name, p in trainable.items()}
+
+
+def patient_loss(
+    model: Model,
+    process: Process,
+    patient: Encoded,
+    experiment: Experiment,
+    slices: Sequence[int],
+    rng: torch.Generator,
+) -> Tensor:
+    """Scalar: what training minimises for one patient, with the given slices (full training) and the draws of `rng`."""
+    settings, device = experiment.training, patient.z_SF.device
+    label = torch.tensor([patient.label], device=device)
+    label_S = label.expand(len(patient.z_SF))
+    looks = model.appearance.loss(patient.s_SA, label_S)
+    if settings.trainable == "adapter":
+        return looks
+    where = model.prior.loss(patient.z_SF, label_S, patient.u_S)
+    # m slices, K noise draws each (Dockhorn et al. 2023, "noise multiplicity"), a fixed shape for every patient
+    pick = torch.tensor(slices, device=device).repeat_interleave(settings.draws)
+    x = patient.x_SHW[pick].float()[:, None] / 127.5 - 1
+    with precision(experiment.performance, device):
+        drawn = process.loss(
+            model.denoiser,
+            x,
+            model.base_label(label).expand(len(pick)),
+            patient.z_SF[pick],
+            condition_dropout=settings.condition_dropout,
+            rng=rng,
+        )
+    return drawn + where + looks
 
 
 @torch.no_grad()

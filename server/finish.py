@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from privacy import statistics
 from server import checkpoint, release
 from server.draw import draw
 from server.events import read as read_events
@@ -64,6 +65,7 @@ def summarise(out: Path) -> dict[str, Any]:
         "bytes_per_round": sum(e["bytes"] for e in replies) / max(1, len(finished)),
         "seconds": events[-1]["seconds"],
         "device": start["device"],
+        "statistics": _statistics(experiment, replies),
         "base": {"name": experiment.base, "sha256": base_sha256(experiment)},
         "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
     }
@@ -106,6 +108,19 @@ def publish(out: Path, summary: dict[str, Any], progress: Callable[[int, int], N
     by_class = {name: images[i * count : (i + 1) * count] for i, name in enumerate(names)}
     release.write(out / "release", by_class, statement, settings, seed=experiment.seed)
     return out / "release"
+
+
+def _statistics(experiment: Experiment, replies: list[dict[str, Any]]) -> dict[str, Any]:
+    """Noisy figure -> its price, its noise and every value: site -> round as text -> value. Empty where none was asked."""
+    settings, prices = experiment.privacy.statistics, statistics.prices(experiment)
+    found = {}
+    for name, noise_multiplier in statistics.asked(settings, 1).items():
+        values: dict[str, dict[str, float]] = {}
+        for e in replies:
+            if name in e.get("statistics", {}):
+                values.setdefault(e["site"], {})[str(e["round"])] = e["statistics"][name]
+        found[name] = {"noise_multiplier": noise_multiplier, "epsilon": prices[name], "values": values}
+    return found
 
 
 def base_sha256(experiment: Experiment) -> str | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from privacy import statistics
 from privacy.accounting import Event, epsilon, noise_multiplier_for, nsr
 from shared.config import Experiment
 from shared.errors import PrivacyError
@@ -18,6 +19,7 @@ class Plan:
 
     noise_multiplier   of every step at every site; 0 without privacy
     epsilon            per patient at the end, none without privacy
+    statistics         figure beside the update -> what it costs a patient alone, over all rounds; part of `epsilon`
     nsr                norm of one site's noise over the largest possible signal, per step; none without privacy
     """
 
@@ -27,6 +29,7 @@ class Plan:
     noise_multiplier: float
     epsilon: float | None
     nsr: float | None
+    statistics: dict[str, float] = field(default_factory=dict)
 
 
 def plan(experiment: Experiment, *, force: bool = False) -> Plan:
@@ -38,8 +41,9 @@ def plan(experiment: Experiment, *, force: bool = False) -> Plan:
     privacy, steps = experiment.privacy, experiment.training.rounds * experiment.training.steps
     if privacy.epsilon is None:
         return Plan(trainable, total, steps, 0.0, None, None)
+    figures = statistics.events(privacy.statistics, experiment.training.rounds)
     noise = noise_multiplier_for(
-        epsilon=privacy.epsilon, delta=privacy.delta, sampling_rate=privacy.sampling_rate, steps=steps
+        epsilon=privacy.epsilon, delta=privacy.delta, sampling_rate=privacy.sampling_rate, steps=steps, spent=figures
     )
     ratio = nsr(
         parameters=trainable,
@@ -52,5 +56,5 @@ def plan(experiment: Experiment, *, force: bool = False) -> Plan:
             f"the noise would be {ratio:.3g} times the largest possible signal (`privacy.max_nsr` is {privacy.max_nsr:g}); "
             f"train fewer parameters ({trainable} now), fewer steps ({steps} now), or more patients"
         )
-    spent = epsilon([Event(noise, privacy.sampling_rate, steps)], privacy.delta)
-    return Plan(trainable, total, steps, noise, spent, ratio)
+    spent = epsilon([*figures, Event(noise, privacy.sampling_rate, steps)], privacy.delta)
+    return Plan(trainable, total, steps, noise, spent, ratio, statistics.prices(experiment))

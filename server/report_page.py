@@ -178,6 +178,8 @@ PAGE = (
   {% else %}<div class="notice alarm"><p>This model was trained without differential privacy. It carries no guarantee for any
   patient and cannot be released.</p></div>{% endif %}
   {% if epsilon_chart %}<div class="pair">{{ chart(epsilon_chart) }}{{ table(epsilons) }}</div>{% endif %}
+  {% if noisy %}<h3>Figures that hospitals chose to give</h3>
+  <p>Each is noisy, and its price is part of the epsilon above.</p>{{ table(noisy) }}{% endif %}
   {% if words %}<dl class="words">
   {% for heading, text in words.items() %}<div><dt>{{ heading }}</dt><dd>{{ text }}</dd></div>{% endfor %}
   </dl>{% endif %}

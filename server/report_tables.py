@@ -26,6 +26,7 @@ def tables(run: Run) -> dict[str, Table | None]:
     return {
         "figures": _figures(run),
         "epsilons": _epsilons(run),
+        "noisy": _noisy(run),
         "sites": _sites(run),
         "failures": _failures(run),
         "manifests": _manifests(run),
@@ -56,6 +57,19 @@ def _figures(run: Run) -> Table | None:
 def _epsilons(run: Run) -> Table | None:
     rows: list[list[Any]] = [[site, shown(e)] for site, e in sorted(run.summary.epsilon_per_patient.items())]
     return _table([("Site", ""), ("Epsilon per patient", "n")], rows)
+
+
+def _noisy(run: Run) -> Table | None:
+    """Figures that sites gave under privacy, with their price; a value is never shown without it."""
+    rows: list[list[Any]] = []
+    for name, figure in run.summary.statistics.items():
+        price = f"noisy, epsilon {shown(figure.epsilon)} (noise multiplier {figure.noise_multiplier:g})"
+        for site, values in sorted(figure.values.items()):
+            lines = [
+                f"round {number}: {value:.4g}" for number, value in sorted(values.items(), key=lambda i: int(i[0]))
+            ]
+            rows.append([site, name.replace("-", " "), lines, price])
+    return _table([("Site", ""), ("Figure", ""), ("Value", ""), ("Of this", "q")], rows)
 
 
 def _sites(run: Run) -> Table | None:

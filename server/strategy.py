@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
+from privacy.statistics import asked
 from server.events import Events
 from shared import messages
 from shared.config import Experiment
@@ -81,7 +82,10 @@ class PatientFedAvg(FedAvg):  # type: ignore[misc]  # flwr is untyped for us
             weight += reply.weight
             scaled = {name: reply.weight * u for name, u in reply.update.items()}
             total = scaled if total is None else {name: t.add_(scaled[name]) for name, t in total.items()}
-            self.events.write("site_replied", round=number, site=reply.site, epsilon=reply.epsilon, bytes=reply.bytes)
+            told = {"statistics": reply.statistics} if reply.statistics else {}
+            self.events.write(
+                "site_replied", round=number, site=reply.site, epsilon=reply.epsilon, bytes=reply.bytes, **told
+            )
         if total is None or len(seen) < self.minimum_sites:
             raise FederationError(
                 f"round {number}: {len(seen)} of {self.sites} sites contributed, the experiment requires {self.minimum_sites}"
@@ -99,7 +103,7 @@ class PatientFedAvg(FedAvg):  # type: ignore[misc]  # flwr is untyped for us
         site, reason = f"node {message.metadata.src_node_id}", "the app at the site failed; its own log says why"
         if not message.has_error():
             try:
-                reply = messages.unpack_reply(message.content, expected)
+                reply = messages.unpack_reply(message.content, expected, self._asked(number))
                 site = reply.site
                 if isinstance(reply, messages.TrainReply) and site not in seen:
                     return reply
@@ -108,6 +112,10 @@ class PatientFedAvg(FedAvg):  # type: ignore[misc]  # flwr is untyped for us
                 reason = str(error)
         self.events.write("site_failed", round=number, site=site, reason=reason)
         return None
+
+    def _asked(self, number: int) -> set[str]:
+        """Names of the noisy figures that this round's replies hold."""
+        return set(asked(self.experiment.privacy.statistics, number))
 
     def _wait_for_nodes(self, grid: Grid) -> list[int]:
         """All nodes, once all sites have joined or the time for it is over."""

@@ -23,6 +23,16 @@ class Measured(BaseModel):
     high: float
 
 
+class Noisy(BaseModel):
+    """A figure that sites gave under privacy: noisy, its price part of the epsilon. values: site -> round as text -> value."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    noise_multiplier: float
+    epsilon: float
+    values: dict[str, dict[str, float]]
+
+
 class Summary(BaseModel):
     """The contents of summary.json.
 
@@ -30,6 +40,7 @@ class Summary(BaseModel):
     epsilon_per_patient per site, over all rounds; none where a site trained without privacy
     nsr                 noise-to-signal ratio of one step, none without privacy
     metrics             metric -> round as text -> figure; round "0" is the public base
+    statistics          noisy figure ("patient-count", "mean-loss") -> what sites gave; empty where none was asked
     bytes_per_round     all sites together, updates only
     """
 
@@ -50,6 +61,7 @@ class Summary(BaseModel):
     trainable_parameters: int
     nsr: float | None
     metrics: dict[str, dict[str, Measured]]
+    statistics: dict[str, Noisy] = {}
     bytes_per_round: float
     seconds: float
     device: str | None = None

@@ -46,6 +46,7 @@ class Site(Record):
                     of one hospital name the same one, or their patients are counted twice over
     separate_cohorts  count only the cohorts that share a patient with the one at hand. Then the epsilon that is sent, and a
                     refusal, tell whether they do. Otherwise everything in `records` counts for everybody
+    share           noisy figures that may leave beside the update: "patient-count", "mean-loss"; each has its price
     weight          public weight of this site's update in the average; never derived from its patient count
     """
 
@@ -59,6 +60,7 @@ class Site(Record):
     delta: Annotated[float, Field(gt=0, le=1e-3)] | None = None
     records: Path | None = None
     separate_cohorts: bool = False
+    share: tuple[Literal["patient-count", "mean-loss"], ...] = ()
     weight: PositiveFloat = 1.0
 
     @model_validator(mode="after")
@@ -114,6 +116,21 @@ class Training(Record):
     condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
+class Statistics(Record):
+    """Noisy figures that a coordinator asks of each site beside its update. A site gives only those that its file shares.
+
+    Each is a noise multiplier with a price of its own, part of `privacy.epsilon`; none: not asked. See privacy/statistics.py.
+
+    patient_count  standard deviation of the noise, in patients; asked once, in the first round
+    mean_loss      noise on the mean training loss of the received weights, over all patients; asked in every round
+    loss_bound     a patient's loss is clipped to [0, loss_bound]
+    """
+
+    patient_count: PositiveFloat | None = None
+    mean_loss: PositiveFloat | None = None
+    loss_bound: PositiveFloat = 1.0
+
+
 class Privacy(Record):
     """What a patient reveals. Unit: the patient; neighbouring relation: add or remove all data of one patient.
 
@@ -123,6 +140,7 @@ class Privacy(Record):
     expected_patients  public constant that divides each step's sum (times `sampling_rate`); none: the simulation's
                     `cohort.patients_per_site`. Never a site's true patient count
     max_nsr         refuse to start above this noise-to-signal ratio
+    statistics      noisy figures beside the update; by default none is asked
     """
 
     epsilon: PositiveFloat | None = 8.0
@@ -132,6 +150,7 @@ class Privacy(Record):
     clipping: Literal["fixed", "automatic"] = "fixed"
     expected_patients: Positive | None = None
     max_nsr: PositiveFloat = 10.0
+    statistics: Statistics = Statistics()
 
 
 class Performance(Record):

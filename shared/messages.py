@@ -2,18 +2,19 @@
 
     train, server -> site   arrays: the trainable tensors     config: experiment (JSON), round, noise-multiplier
     reply, site -> server   arrays: the update, same tensors  metrics: epsilon, weight, steps      config: site
+                            and patient-count, mean-loss where the experiment asked for them and the site's file shares them
     refusal, site -> server                                   config: site, refused
 
 Everything is checked on arrival: names, shapes, dtypes, finite values. Not among the metrics, because none of them is
-differentially private: loss, gradient norms, patient counts, timings.
+differentially private: the exact loss and patient count, gradient norms, timings.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -40,7 +41,8 @@ class TrainRequest:
 class TrainReply:
     """A site's answer. `epsilon`: per patient, all that the site's ledger holds; inf without privacy.
 
-    `weight` is the site's public weight in the average. `bytes`: size of the update on the wire.
+    `weight` is the site's public weight in the average. `bytes`: size of the update on the wire. `statistics`: noisy figures by
+    name, see privacy/statistics.py.
     """
 
     site: str
@@ -49,6 +51,7 @@ class TrainReply:
     weight: float
     steps: int
     bytes: int = 0
+    statistics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,9 @@ def pack_reply(reply: TrainReply) -> RecordDict:
     return RecordDict(
         {
             "arrays": _record(reply.update),
-            "metrics": MetricRecord({"epsilon": reply.epsilon, "weight": reply.weight, "steps": reply.steps}),
+            "metrics": MetricRecord(
+                {"epsilon": reply.epsilon, "weight": reply.weight, "steps": reply.steps, **reply.statistics}
+            ),
             "config": ConfigRecord({"site": reply.site}),
         }
     )
@@ -101,8 +106,8 @@ def pack_refusal(refusal: Refusal) -> RecordDict:
     return RecordDict({"config": ConfigRecord({"site": refusal.site, "refused": refusal.reason})})
 
 
-def unpack_reply(content: RecordDict, shapes: Shapes) -> TrainReply | Refusal:
-    """Check a reply against the shapes that were asked for; MessageError names the first thing that is wrong."""
+def unpack_reply(content: RecordDict, shapes: Shapes, statistics: Collection[str] = ()) -> TrainReply | Refusal:
+    """Check a reply against the shapes and the figures that were asked for; MessageError names the first thing that is wrong."""
     if set(content.keys()) == {"config"}:
         config = _config(content, {"site", "refused"})
         return Refusal(site=str(config["site"])[:40], reason=str(config["refused"])[:300])
@@ -111,7 +116,7 @@ def unpack_reply(content: RecordDict, shapes: Shapes) -> TrainReply | Refusal:
     metrics = content["metrics"]
     if not isinstance(metrics, MetricRecord):
         raise MessageError(f"the reply of {site} has no metrics record")
-    _only(metrics, {"epsilon", "weight", "steps"}, f"the metrics of {site}")
+    _only(metrics, {"epsilon", "weight", "steps", *statistics}, f"the metrics of {site}")
     epsilon, weight, steps = metrics["epsilon"], metrics["weight"], metrics["steps"]
     if not isinstance(epsilon, float) or math.isnan(epsilon) or epsilon < 0:
         raise MessageError(f"{site} states epsilon {epsilon}")
@@ -119,9 +124,13 @@ def unpack_reply(content: RecordDict, shapes: Shapes) -> TrainReply | Refusal:
         raise MessageError(f"{site} states weight {weight}; a weight is positive")
     if not isinstance(steps, int):
         raise MessageError(f"{site} states steps {steps}")
+    figures = {name: metrics[name] for name in sorted(statistics)}
+    for name, value in figures.items():
+        if not isinstance(value, float) or not math.isfinite(value):
+            raise MessageError(f"{site} states {name} {value}; it is a finite number")
     arrays = _arrays(content)
     update = tensors(arrays, shapes, f"the update of {site}")
-    return TrainReply(site, update, epsilon, weight, steps, sum(len(a.data) for a in arrays.values()))
+    return TrainReply(site, update, epsilon, weight, steps, sum(len(a.data) for a in arrays.values()), figures)
 
 
 def tensors(arrays: ArrayRecord, shapes: Shapes, what: str) -> dict[str, Tensor]:

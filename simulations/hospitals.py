@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from privacy.statistics import asked
 from shared.config import Experiment, Site
 from shared.errors import DataError
 from shared.weights import write_bytes
@@ -42,6 +43,9 @@ def build(experiment: Experiment, out: Path, progress: Callable[[str], None]) ->
         heldout = _phantom_site(experiment, "heldout", len(NAMES), out, experiment.cohort.heldout_patients)
     else:
         sites, heldout = _deal(experiment, Path(experiment.data), out)
+    if experiment.data != "sites":  # made-up hospitals share what they are asked for; real ones say so themselves
+        share = {"share": tuple(asked(experiment.privacy.statistics, 1))}
+        sites = [site.model_copy(update=share) for site in sites]
     sites = [_with_cap(site, experiment) for site in sites]
     for site in sites:
         tree = site.model_dump(mode="json")

@@ -12,10 +12,12 @@ import pytest
 import torch
 import yaml
 
-from client import app, dataset, pseudonym
+from client import app, dataset, figures, pseudonym
+from privacy import accounting, statistics
+from privacy.accounting import Event
 from privacy.ledger import verify
 from shared import messages, weights
-from shared.config import Experiment, Network
+from shared.config import Experiment, Network, Statistics
 
 EXPERIMENT = Experiment.model_validate(
     {
@@ -57,7 +59,8 @@ def ask(
     content = messages.pack_request(messages.TrainRequest(experiment, number, noise, tensors | spoil))
     context: Any = SimpleNamespace(node_config={"site": str(site / "site.yaml")}, run_id=run)
     reply = app.answer(content, context)
-    return messages.unpack_reply(reply, {k: tuple(v.shape) for k, v in tensors.items()})
+    asked = statistics.asked(experiment.privacy.statistics, number)
+    return messages.unpack_reply(reply, {k: tuple(v.shape) for k, v in tensors.items()}, asked)
 
 
 def test_a_good_request_is_answered_and_charged(site: Path) -> None:
@@ -198,3 +201,82 @@ def test_an_update_without_privacy_is_not_kept(site: Path) -> None:
     (site / "site.yaml").write_text(yaml.safe_dump(tree | {"epsilon_cap": None}))
     assert isinstance(ask(site, noise=0.0), messages.TrainReply)
     assert not (site / "reply.kept").exists()
+
+
+ASKING = EXPERIMENT.model_copy(
+    update={
+        "privacy": EXPERIMENT.privacy.model_copy(
+            update={"statistics": Statistics(patient_count=30.0, mean_loss=40.0, loss_bound=5.0)}
+        )
+    }
+)
+
+
+def share(site: Path, *names: str) -> None:
+    tree = yaml.safe_load((site / "site.yaml").read_text())
+    (site / "site.yaml").write_text(yaml.safe_dump(tree | {"share": list(names)}))
+
+
+@pytest.mark.parametrize("shared", [(), ("patient-count",), ("mean-loss",)])
+def test_a_figure_that_the_site_does_not_share_is_refused_and_costs_nothing(
+    site: Path, shared: tuple[str, ...]
+) -> None:
+    share(site, *shared)
+    reply = ask(site, ASKING)
+    assert isinstance(reply, messages.Refusal)
+    assert "to `share` in its file" in reply.reason
+    assert not (site / "ledger.jsonl").exists()
+
+
+def test_nothing_leaves_that_was_not_asked_for(site: Path) -> None:
+    share(site, "patient-count", "mean-loss")
+    reply = ask(site)
+    assert isinstance(reply, messages.TrainReply)
+    assert reply.statistics == {}
+    assert charges(site) == 1
+
+
+def test_shared_figures_are_charged_one_by_one_before_they_are_computed_and_sent_again_as_they_were(site: Path) -> None:
+    share(site, "patient-count", "mean-loss")
+    first = ask(site, ASKING)
+    assert isinstance(first, messages.TrainReply)
+    assert set(first.statistics) == {"patient-count", "mean-loss"}
+    assert 0 <= first.statistics["mean-loss"] <= 5
+    records = [r for r in verify(site / "ledger.jsonl") if r["kind"] == "reserve"]
+    assert [(r["purpose"], r["noise_multiplier"], r["steps"]) for r in records] == [
+        ("t, round 1, patient-count", 30.0, 1),
+        ("t, round 1, mean-loss", 40.0, 1),
+        ("t, round 1", 3.0, 2),
+    ]
+    events = [Event(30.0, 1.0, 1), Event(40.0, 1.0, 1), Event(3.0, 1.0, 2)]
+    assert first.epsilon == accounting.epsilon(events, 1e-5)
+    again = ask(site, ASKING)
+    assert isinstance(again, messages.TrainReply)
+    assert again.statistics == first.statistics
+    assert charges(site) == 3
+    second = ask(site, ASKING, number=2)
+    assert isinstance(second, messages.TrainReply)
+    assert set(second.statistics) == {"mean-loss"}
+
+
+def test_figures_and_training_that_do_not_fit_together_cost_nothing(site: Path) -> None:
+    share(site, "patient-count", "mean-loss")
+    tree = yaml.safe_load((site / "site.yaml").read_text())
+    (site / "site.yaml").write_text(yaml.safe_dump(tree | {"epsilon_cap": 8}))
+    noise = accounting.noise_multiplier_for(epsilon=8.0, delta=1e-5, sampling_rate=1.0, steps=2)
+    assert isinstance(ask(site, ASKING, noise), messages.Refusal)
+    assert charges(site) == 0
+    assert isinstance(ask(site, noise=noise), messages.TrainReply)
+
+
+def test_the_loss_is_that_of_every_patient_and_the_count_is_of_all(site: Path) -> None:
+    model = weights.load_base("none", EXPERIMENT.network, EXPERIMENT.classes)
+    cohort = dataset.load(site / "cohort")
+    exact = figures.losses(model, cohort, EXPERIMENT)
+    assert len(exact) == 3
+    assert all(loss > 0 for loss in exact)
+    few = [figures.measure(model, cohort, ASKING, {"patient-count": 1e-6})["patient-count"] for _ in range(3)]
+    assert few == [3.0] * 3
+    mean = figures.measure(model, cohort, ASKING, {"mean-loss": 1e-6})["mean-loss"]
+    assert mean == pytest.approx(sum(min(x, 5.0) for x in exact) / 3, rel=0.05)
+    assert not any(p.grad is not None for p in model.parameters())

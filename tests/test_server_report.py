@@ -142,6 +142,15 @@ def test_the_page_loads_nothing_from_anywhere(html: str) -> None:
     assert not [a for _, a in page.tags if any(key.startswith("on") for key in a)]
 
 
+def test_figures_under_privacy_are_never_shown_without_their_price(tmp_path: Path, html: str) -> None:
+    assert "chose to give" not in html
+    noisy = {"noise_multiplier": 30.0, "epsilon": 0.123, "values": {"north": {"1": 21.0}, "south": {"1": -4.0}}}
+    folder = make_run(tmp_path / "demo", statistics={"patient-count": noisy})
+    text = Page(write_report(folder).read_text(encoding="utf-8")).text
+    for words in ("chose to give", "north patient count round 1: 21 noisy, epsilon 0.13", "noise multiplier 30", "-4"):
+        assert words in text
+
+
 def test_every_picture_has_words_for_those_who_do_not_see_it_and_lies_beside_the_page(out: Path, html: str) -> None:
     images = [a for tag, a in Page(html).tags if tag == "img"]
     assert len(images) >= 8

@@ -28,6 +28,22 @@ def test_a_reply_comes_back_as_it_was_sent() -> None:
     assert back.bytes > 28
 
 
+def test_figures_travel_only_where_they_were_asked_for() -> None:
+    update = {"a": torch.ones(2, 3), "b": torch.zeros(1)}
+    figures = {"patient-count": -3.0, "mean-loss": 0.25}
+    content = messages.pack_reply(messages.TrainReply("north", update, 2.0, 1.0, 4, statistics=figures))
+    back = messages.unpack_reply(content, SHAPES, figures)
+    assert isinstance(back, messages.TrainReply)
+    assert back.statistics == figures
+    for asked in ((), ("mean-loss",), ("mean-loss", "patient-count", "more")):
+        with pytest.raises(MessageError):
+            messages.unpack_reply(content, SHAPES, asked)
+    for value in (float("nan"), float("inf"), 3):
+        spoiled = messages.TrainReply("north", update, 2.0, 1.0, 4, statistics={"mean-loss": value})
+        with pytest.raises(MessageError, match="finite number"):
+            messages.unpack_reply(messages.pack_reply(spoiled), SHAPES, ["mean-loss"])
+
+
 def test_a_refusal_comes_back_as_it_was_sent() -> None:
     refusal = messages.Refusal("north", "BudgetExceeded: no")
     assert messages.unpack_reply(messages.pack_refusal(refusal), SHAPES) == refusal

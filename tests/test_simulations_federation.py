@@ -21,7 +21,7 @@ base: none
 network: {image_size: 32, channels: [16, 32], groups: 4, latents: 4, encoder_channels: 8}
 cohort: {sites: 2, patients_per_site: 6, heldout_patients: 6, slices_per_patient: 6, planted: south}
 training: {trainable: adapter, rounds: 2, steps: 2}
-privacy: {epsilon: 8}
+privacy: {epsilon: 8, statistics: {patient_count: 60, mean_loss: 60}}
 evaluation: {samples: 24, sampler_steps: 3, bootstrap: 20}
 release: {images_per_class: 2, sampler_steps: 3}
 """
@@ -60,6 +60,18 @@ def test_the_summary_states_epsilon_per_patient_within_its_target(run: Path) -> 
     for rounds in summary["metrics"].values():
         for figure in rounds.values():
             assert figure["low"] <= figure["value"] <= figure["high"]
+
+
+def test_noisy_figures_are_in_the_summary_with_their_price_and_inside_the_epsilon(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    figures = summary["statistics"]
+    assert sorted(figures) == ["mean-loss", "patient-count"]
+    assert all(set(f["values"]) == {"north", "south"} for f in figures.values())
+    assert set(figures["mean-loss"]["values"]["north"]) == {"1", "2"}
+    assert set(figures["patient-count"]["values"]["north"]) == {"1"}
+    assert 0 < figures["patient-count"]["epsilon"] < figures["mean-loss"]["epsilon"] < 1
+    assert 7.9 < max(summary["epsilon_per_patient"].values()) <= 8
+    assert "chose to give" in (run / "report.html").read_text()
 
 
 def test_no_planted_identifier_is_in_any_written_byte_or_on_the_console(run: Path) -> None:

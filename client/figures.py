@@ -1,0 +1,55 @@
+"""The noisy figures that this hospital's file shares, from its cohort and the received weights.
+
+Charging for them and asking the policy come first and are the caller's duty. What they are and promise: privacy/statistics.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+
+from client.dataset import Patient
+from client.train import encode, patient_loss
+from privacy import statistics
+from privacy.noise import SecureRandom
+from shared.config import Experiment
+from shared.diffusion import Process
+from shared.network import Model
+
+DRAWS = 4  # losses of one patient that are averaged, each over the slices and draws of a training step
+
+
+def measure(
+    model: Model, cohort: list[Patient], experiment: Experiment, asked: Mapping[str, float]
+) -> dict[str, float]:
+    """Figure -> noised value, for `asked`: figure -> noise multiplier."""
+    found: dict[str, float] = {}
+    if statistics.COUNT in asked:
+        found[statistics.COUNT] = float(statistics.patient_count(len(cohort), asked[statistics.COUNT]))
+    if statistics.LOSS in asked:
+        bound = experiment.privacy.statistics.loss_bound
+        found[statistics.LOSS] = statistics.mean_loss(
+            losses(model, cohort, experiment), asked[statistics.LOSS], bound=bound
+        )
+    return found
+
+
+@torch.no_grad()
+def losses(model: Model, cohort: list[Patient], experiment: Experiment) -> list[float]:
+    """The training loss of every patient of the cohort, exact: private, never to be sent or logged."""
+    device = next(model.parameters()).device
+    process, secure = Process(device), SecureRandom()
+    rng = torch.Generator(device).manual_seed(int.from_bytes(os.urandom(7)))
+    found = []
+    for patient in cohort:
+        encoded = encode(model, patient, device)
+        drawn = [
+            patient_loss(
+                model, process, encoded, experiment, secure.subset(len(patient.x_SHW), experiment.training.slices), rng
+            )
+            for _ in range(DRAWS)
+        ]
+        found.append(float(torch.stack(drawn).mean()))
+    return found
