@@ -1,8 +1,8 @@
 """python -m simulations.benchmarks.mutants [--only rules]
 
 Is every refusal of the de-identification engine held by a test? Each statement that raises in the engine's files is taken out,
-one at a time, in a copy of the source, and the engine's tests are run against the copy: some test must fail. Rules of the allow-list
-are taken out one at a time by tests/test_client_deidentify.py itself. Prints the survivors; exit code 1 when there is one.
+one at a time, in a copy of the source, and the engine's tests are run against the copy: some test must fail. Rules of the
+allow-list are taken out one by one in tests/test_client_deidentify.py itself. Prints the survivors; exit code 1 when there is one.
 """
 
 from __future__ import annotations
