@@ -143,6 +143,9 @@ def data_card(statement: Statement, release: Release, counts: Mapping[str, int],
         "task_categories": ["unconditional-image-generation", "image-classification"],
         "tags": ["synthetic", "medical", "mri", "differential-privacy", "federated-learning"],
         "size_categories": [_size_category(total)],
+        "configs": [
+            {"config_name": "default", "data_files": [{"split": "train", "path": ["images/**", "metadata.jsonl"]}]}
+        ],
     }
     rows = "\n".join(f"| {name} | {count} |" for name, count in counts.items())
     return _card(
@@ -155,7 +158,7 @@ def data_card(statement: Statement, release: Release, counts: Mapping[str, int],
         "- `dicom/<class>/*.dcm`: the same pixels as MR Image Storage, Synthetic Data (0008,001C) = YES; pixel spacing is nominal\n"
         "- `images.npz`: `x_NHW` uint8, `label_N`, `classes`\n"
         "- `metadata.jsonl`: one line an image: file, class, provenance\n"
-        "- `SHA256SUMS`: check with `sha256sum -c SHA256SUMS`",
+        "- `SHA256SUMS`, `SIGNATURE.json`: check with `fedsynth verify FOLDER --public-key KEY`, or `sha256sum -c SHA256SUMS`",
         "## How it was drawn\n\n"
         f"Sampler {release.sampler}, {release.sampler_steps} steps, guidance {release.guidance:g}, from the model with sha256 "
         f"`{statement.model_sha256}` (see MODEL_CARD.md). Classes are drawn in equal numbers: they say nothing about how "

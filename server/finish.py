@@ -13,19 +13,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from privacy import statistics
 from server import checkpoint, release
-from server.draw import draw
+from server.draw import draw_all
 from server.events import read as read_events
 from server.summary import write_summary
-from shared import weights
+from shared import signing, weights
 from shared.config import Experiment
 from shared.config import read as read_config
 from shared.device import device_for
 from shared.errors import FederationError
 
+SIGNING_KEY = "release.key.pem"
 VERSIONS = ("fedsynth", "flwr", "torch", "diffusers", "opacus", "dp-accounting", "pydicom", "torchmetrics")
 
 
@@ -74,7 +73,11 @@ def summarise(out: Path) -> dict[str, Any]:
 
 
 def publish(out: Path, summary: dict[str, Any], progress: Callable[[int, int], None] | None = None) -> Path:
-    """Draw the release of a finished run into OUT/release. ReleaseRefused when its conditions are not met."""
+    """Draw the release of a finished run into OUT/release, or go on drawing it; sign it with the key in OUT/server.
+
+    The public key lies beside it, in OUT/release.pub.pem: recipients must get it another way than the release.
+    ReleaseRefused when its conditions are not met.
+    """
     server = out / "server"
     experiment = read_config(server / "experiment.json", Experiment)
     settings, best = experiment.release, summary["best_round"]
@@ -102,11 +105,18 @@ def publish(out: Path, summary: dict[str, Any], progress: Callable[[int, int], N
     device = device_for(experiment.performance)
     model = weights.load_base(experiment.base, experiment.network, experiment.classes).to(device)
     model.load_state_dict(tensors, strict=False)
-    count, names = settings.images_per_class, list(experiment.classes)
-    labels = torch.arange(len(names)).repeat_interleave(count)
-    images = draw(model, labels, settings, experiment.performance, seed=experiment.seed + 1, progress=progress)
-    by_class = {name: images[i * count : (i + 1) * count] for i, name in enumerate(names)}
-    release.write(out / "release", by_class, statement, settings, seed=experiment.seed)
+    drawn = draw_all(
+        server / "draws",
+        model,
+        settings,
+        experiment.performance,
+        seed=experiment.seed + 1,
+        model_sha256=statement.model_sha256,
+        progress=progress,
+    )
+    key = signing.load_or_make(server / SIGNING_KEY)
+    release.write(out / "release", drawn, statement, settings, seed=experiment.seed, key=key)
+    weights.write_bytes(out / "release.pub.pem", signing.public_pem(key.public_key()).encode())
     return out / "release"
 
 

@@ -168,7 +168,7 @@ def _pictures(paths: Iterable[Path], source: Path) -> Iterable[Entry]:
 def _archives(paths: Iterable[Path], source: Path) -> Iterable[Entry]:
     for path in paths:
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 one_patient = "x_NHW" not in arrays
                 n = len(arrays["x" if one_patient else "x_NHW"])
                 patients = arrays["patient_N"].tolist() if "patient_N" in arrays else None
@@ -254,7 +254,7 @@ _OPEN: dict[Path, np.ndarray] = {}  # the last NPZ file: its images are read one
 def _row(entry: Entry) -> np.ndarray:
     if entry.path not in _OPEN:
         _OPEN.clear()
-        with np.load(entry.path, allow_pickle=False) as arrays:
+        with entry.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             _OPEN[entry.path] = arrays["x_NHW" if "x_NHW" in arrays else "x"]
     x_HW = _OPEN[entry.path][entry.frame]
     return x_HW if x_HW.dtype == np.uint8 else _window(x_HW.astype(np.float64))

@@ -1,9 +1,10 @@
 """The synthetic release: checked, labelled, written whole or not at all.
 
 A release is refused when a site's epsilon per patient passes the cap, when the model was trained without privacy, or when
-sites are missing. Every file says synthetic, and SHA256SUMS covers every file.
+sites are missing. Every file says synthetic, SHA256SUMS covers every file, and SIGNATURE.json covers the sums (see `seal`).
 
-Layout: images/<class>/*.png · dicom/<class>/*.dcm · images.npz · metadata.jsonl · DATA_CARD.md · MODEL_CARD.md · SHA256SUMS
+Layout: images/<class>/*.png · dicom/<class>/*.dcm · images.npz · metadata.jsonl · DATA_CARD.md, the same as README.md ·
+MODEL_CARD.md · SHA256SUMS · SIGNATURE.json. `datasets.load_dataset("imagefolder", data_dir=FOLDER)` reads it as it is.
 
 Left out: empirical evidence (near-copies, membership inference); the cards say that it was not measured.
 """
@@ -15,15 +16,18 @@ import json
 import re
 import secrets
 import shutil
-import tempfile
-from collections.abc import Mapping
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from PIL import Image, PngImagePlugin
 
-from server import cards, dicom
+from server import cards, dicom, seal
 from server.cards import Statement
+from server.draw import Draws
 from shared.config import Release
 from shared.errors import DataError, ReleaseRefused
 
@@ -66,28 +70,34 @@ def check(statement: Statement, release: Release) -> None:
 
 def write(
     folder: Path,
-    images: Mapping[str, np.ndarray],
+    images: Draws | Mapping[str, np.ndarray],
     statement: Statement,
     release: Release,
     *,
     seed: int | None = None,
+    key: Ed25519PrivateKey | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Check, then write the release into `folder`; an earlier release there is replaced, anything else is left alone.
 
-    images   class -> (n, H, W) uint8, all of one size
-    seed     makes the identifiers reproducible for the same model and images; none: from the operating system
+    images   drawn by `draw.draw_all`, or class -> (n, H, W) uint8, all of one size; read batch by batch
+    seed     makes the release the same to the byte for the same model and images; none: identifiers from the operating system
+    key      signs it; none: checksums only
 
     ReleaseRefused: see `check`. DataError: no images, unlike sizes, a class that cannot name a folder, or a folder in use.
     """
     check(statement, release)
-    size = _check_images(images)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "SHA256SUMS").is_file():
+    drawn = images if isinstance(images, Draws) else _draws(images)
+    _check_classes(drawn)
+    if folder.exists() and any(folder.iterdir()) and not (folder / seal.SUMS).is_file():
         raise DataError(f"{folder} holds something that is not a release; name another folder or empty it")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    new = folder.parent / f".{folder.name}.new"  # one name: what a killed attempt left is swept away
+    shutil.rmtree(new, ignore_errors=True)
     try:
-        new.chmod(0o755)
-        _fill(new, images, statement, release, seed=seed, size=size)
+        new.mkdir(mode=0o755)
+        _fill(new, drawn, statement, release, seed=seed, progress=progress)
+        seal.close(new, statement.experiment, key)
         if folder.exists():
             shutil.rmtree(folder)
         new.rename(folder)
@@ -97,12 +107,12 @@ def write(
 
 def _fill(
     folder: Path,
-    images: Mapping[str, np.ndarray],
+    drawn: Draws,
     statement: Statement,
     release: Release,
     *,
     seed: int | None,
-    size: int,
+    progress: Callable[[int, int], None] | None,
 ) -> None:
     provenance = dicom.Provenance(
         model=statement.experiment,
@@ -110,18 +120,21 @@ def _fill(
         guarantee=f"(ε {cards.shown(statement.epsilon)}, δ {cards.small(statement.delta)})",
     )
     salt = secrets.token_hex(16) if seed is None else f"{seed} {statement.model_sha256} {statement.experiment}"
-    lines, number = [], 0
-    for label, x_NHW in images.items():
+    classes, within, number = list(drawn.counts), Counter[str](), 0
+    for label in classes:
         for kind in ("images", "dicom"):
             (folder / kind / label).mkdir(parents=True)
-        for i, x_HW in enumerate(x_NHW):
-            number += 1
-            identity = _identity(f"{salt} {number}")
-            png, dcm = f"images/{label}/{i + 1:05d}.png", f"dicom/{label}/{i + 1:05d}.dcm"
-            Image.fromarray(x_HW).save(folder / png, pnginfo=_marks(label, statement))
-            dicom.write(folder / dcm, x_HW, number=number, label=label, identity=identity, provenance=provenance)
-            lines.append(
-                {
+    with _Archive(folder / "images.npz", drawn, classes) as archive, (folder / "metadata.jsonl").open("w") as lines:
+        for label_B, x_BHW in drawn.batches():
+            archive.add(x_BHW)
+            for label, x_HW in zip((classes[k] for k in label_B), x_BHW, strict=True):
+                number += 1
+                within[label] += 1
+                identity = _identity(f"{salt} {number}")
+                png, dcm = f"images/{label}/{within[label]:05d}.png", f"dicom/{label}/{within[label]:05d}.dcm"
+                Image.fromarray(x_HW).save(folder / png, pnginfo=_marks(label, statement))
+                dicom.write(folder / dcm, x_HW, number=number, label=label, identity=identity, provenance=provenance)
+                line = {
                     "file_name": png,
                     "label": label,
                     "dicom": dcm,
@@ -132,40 +145,62 @@ def _fill(
                     "epsilon_per_patient": float(cards.shown(statement.epsilon)),
                     "delta": statement.delta,
                 }
-            )
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    counts = {label: len(x_NHW) for label, x_NHW in images.items()}
-    with (folder / "images.npz").open("wb") as file:
-        np.savez_compressed(
-            file,
-            x_NHW=np.concatenate(list(images.values())),
-            label_N=np.repeat(np.arange(len(counts)), list(counts.values())),
-            classes=np.array(list(counts), dtype=np.str_),
-        )
-    (folder / "DATA_CARD.md").write_text(cards.data_card(statement, release, counts, size), encoding="utf-8")
+                lines.write(json.dumps(line) + "\n")
+            if progress:
+                progress(number, len(drawn))
+    data = cards.data_card(statement, release, drawn.counts, drawn.size)
+    for name in ("DATA_CARD.md", "README.md"):  # the hub reads a data set's card under the second name
+        (folder / name).write_text(data, encoding="utf-8")
     (folder / "MODEL_CARD.md").write_text(cards.model_card(statement, release), encoding="utf-8")
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    sums = [
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n" for path in files
-    ]
-    (folder / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
 
 
-def _check_images(images: Mapping[str, np.ndarray]) -> int:
-    """The width of the images; DataError where they cannot be released."""
+class _Archive:
+    """images.npz, written batch by batch: `x_NHW`, `label_N` and `classes`, as numpy reads them, the same to the byte each time."""
+
+    def __init__(self, path: Path, drawn: Draws, classes: list[str]) -> None:
+        self.zip = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED)
+        self._whole("label_N", np.repeat(np.arange(len(classes)), list(drawn.counts.values())))
+        self._whole("classes", np.array(classes, dtype=np.str_))
+        self.file = self.zip.open("x_NHW.npy", "w", force_zip64=True)
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(drawn), drawn.size, drawn.size)}
+        np.lib.format.write_array_header_1_0(self.file, header)
+
+    def _whole(self, name: str, array: np.ndarray) -> None:
+        with self.zip.open(f"{name}.npy", "w") as file:
+            np.lib.format.write_array(file, array, allow_pickle=False)
+
+    def add(self, x_BHW: np.ndarray) -> None:
+        self.file.write(np.ascontiguousarray(x_BHW).data)
+
+    def __enter__(self) -> _Archive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        self.zip.close()
+
+
+def _draws(images: Mapping[str, np.ndarray]) -> Draws:
+    """Images in memory as a release takes them; DataError where they cannot be released."""
     if not sum(len(x_NHW) for x_NHW in images.values()):
         raise DataError("there is no image to release; set `release.images_per_class` to 1 or more")
     for label, x_NHW in images.items():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", label):
-            raise DataError(f"the class {label!r} cannot name a folder; use letters, digits, '.', '_' and '-'")
-        if x_NHW.dtype != np.uint8 or x_NHW.ndim != 3:
+        if x_NHW.dtype != np.uint8 or x_NHW.ndim != 3 or x_NHW.shape[1] != x_NHW.shape[2]:
             raise DataError(
-                f"images of the class {label} are {x_NHW.shape} {x_NHW.dtype}; they must be (n, H, W) uint8"
+                f"images of the class {label[:40]} are {x_NHW.shape} {x_NHW.dtype}; they must be (n, H, H) uint8"
             )
     shapes = {x_NHW.shape[1:] for x_NHW in images.values()}
     if len(shapes) > 1:
         raise DataError(f"images of the classes differ in size: {sorted(shapes)}")
-    return int(shapes.pop()[1])
+    return Draws.of(images)
+
+
+def _check_classes(drawn: Draws) -> None:
+    if not len(drawn):
+        raise DataError("there is no image to release; set `release.images_per_class` to 1 or more")
+    for label in drawn.counts:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", label):
+            raise DataError(f"the class {label!r} cannot name a folder; use letters, digits, '.', '_' and '-'")
 
 
 def _identity(salt: str) -> dicom.Identity:

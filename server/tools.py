@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -89,15 +90,36 @@ def evaluate(
         typer.echo(out / "evaluation.html")
 
 
+@app.command(epilog="Example: fedsynth verify release --public-key coordinator.pub.pem")
+def verify(
+    release: Annotated[Path, typer.Argument(help="the folder of a release")],
+    public_key: Annotated[
+        Path | None, typer.Option(help="the coordinator's public key, PEM, from somewhere else than the release")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print what was found as JSON")] = False,
+) -> None:
+    """Check a release that you received: not a byte changed, no file missing, none added. Exit code 1 otherwise."""
+    from server import seal  # noqa: PLC0415
+
+    with progress("checking", "checking") as tell:
+        found = seal.verify(release, public_key, tell)
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+        return
+    typer.echo(f"{found.experiment}: {found.files} files, as they were signed by {found.fingerprint}")
+    if not found.known:
+        typer.echo("Whose key that is, the release cannot say: compare the fingerprint, or give --public-key.")
+
+
 @contextmanager
-def progress(doing: str) -> Iterator[Callable[[int, int], None]]:
+def progress(doing: str, then: str = "measuring") -> Iterator[Callable[[int, int], None]]:
     """A bar with the time left, on standard error."""
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(doing, total=None)
 
         def tell(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, description=doing if done < total else "measuring")
+            bar.update(task, completed=done, total=total, description=doing if done < total else then)
 
         yield tell
 

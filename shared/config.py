@@ -24,6 +24,9 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 
 
+Sampler = Literal["ddim", "dpm++", "ddpm"]
+
+
 class Record(BaseModel):
     """A frozen record in which an unknown key is an error."""
 
@@ -168,7 +171,7 @@ class Evaluation(Record):
 
     every: Positive = 1
     samples: Positive = 240
-    sampler: Literal["ddim", "dpm++"] = "dpm++"
+    sampler: Sampler = "dpm++"
     sampler_steps: Annotated[int, Field(ge=2, le=1000)] = 16
     guidance: Annotated[float, Field(ge=0, le=10)] = 1.0
     bootstrap: Annotated[int, Field(ge=20)] = 200
@@ -182,8 +185,8 @@ class Release(Record):
     """
 
     images_per_class: Annotated[int, Field(ge=0)] = 32
-    sampler: Literal["ddim", "dpm++"] = "dpm++"
-    sampler_steps: Annotated[int, Field(ge=2, le=25)] = 20
+    sampler: Sampler = "dpm++"
+    sampler_steps: Annotated[int, Field(ge=2, le=1000)] = 20
     guidance: Annotated[float, Field(ge=0, le=10)] = 1.0
     epsilon_cap: PositiveFloat = 8.0
     minimum_sites: Positive | None = None

@@ -1,21 +1,22 @@
-"""Diffusion: the forward process, the loss, and two fast samplers.
+"""Diffusion: the forward process, the loss, and three samplers: two fast ones and the slow one they are measured against.
 
 Variance-preserving process with the cosine schedule (Nichol & Dhariwal 2021, eq. 17, https://arxiv.org/abs/2102.09672),
 the network predicts the velocity v (Salimans & Ho 2022, appendix D, https://arxiv.org/abs/2202.00512). The schedule and
 the samplers are those of diffusers.
 
-Left out: ancestral sampling with 1,000 steps, learned variances.
+Left out: learned variances.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
+from shared.config import Sampler
 from shared.network import Denoiser, Model
 
 TIMESTEPS = 1000
@@ -92,7 +93,7 @@ def sample(
     label_N: Tensor,
     *,
     rng: torch.Generator,
-    sampler: Literal["ddim", "dpm++"],
+    sampler: Sampler,
     steps: int,
     guidance: float = 1.0,
     batch: int = 120,
@@ -100,7 +101,8 @@ def sample(
 ) -> Tensor:
     """Draw images (N, 1, H, W) in [-1, 1] for the experiment's labels (N,), -1 for any class, in the model's appearance.
 
-    sampler   "ddim" (Song et al. 2021, eq. 12) or "dpm++" (Lu et al. 2022, DPM-Solver++ 2M)
+    sampler   "ddim" (Song et al. 2021, eq. 12), "dpm++" (Lu et al. 2022, DPM-Solver++ 2M), or "ddpm", ancestral sampling (Ho et
+              al. 2020, algorithm 2, with its smaller variance), which is meant for 1,000 steps
     steps     network calls per image (twice that where guidance is not 1)
     guidance  1: conditional samples; larger: v_any + guidance (v_class - v_any) (Ho & Salimans 2022, eq. 6)
     """
@@ -119,6 +121,7 @@ def sample(
         x = torch.randn(b, 1, size, size, generator=rng).to(device)
         scheduler = _scheduler(sampler)
         scheduler.set_timesteps(steps)
+        noise = {"generator": rng} if sampler == "ddpm" else {}
         keep = torch.ones(b, dtype=torch.bool, device=device)
         base_label_B = model.base_label(label_B)
         for t in scheduler.timesteps:
@@ -127,7 +130,7 @@ def sample(
             if guidance != 1.0:
                 free = model.denoiser(x, t_B, base_label_B, z_BF, ~keep)
                 v = free + guidance * (v - free)
-            x = scheduler.step(v.float(), t, x).prev_sample
+            x = scheduler.step(v.float(), t, x, **noise).prev_sample
         images.append(x.clamp(-1, 1).cpu())
         if progress:
             progress(start + b, len(label_N))
@@ -136,7 +139,9 @@ def sample(
     return model.appearance.cpu().give(torch.cat(images), label_N.cpu())
 
 
-def _scheduler(sampler: str) -> Any:
+def _scheduler(sampler: Sampler) -> Any:
+    if sampler == "ddpm":
+        return DDPMScheduler(**_SCHEDULE, timestep_spacing="trailing", variance_type="fixed_small", clip_sample=True)
     if sampler == "ddim":
         return DDIMScheduler(**_SCHEDULE, timestep_spacing="trailing", clip_sample=True)
     return DPMSolverMultistepScheduler(

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from PIL import Image
 from server import release
 from server.cards import privacy_statement, shown
 from server.release import Statement
+from shared import signing
 from shared.config import Release
 from shared.errors import DataError, ReleaseRefused
 
@@ -52,7 +54,9 @@ def images() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("out") / "release"
-    release.write(folder, images(), STATEMENT, SETTINGS, seed=1)
+    key = signing.load_or_make(folder.parent / "key.pem")
+    release.write(folder, images(), STATEMENT, SETTINGS, seed=1, key=key)
+    (folder.parent / "public.pem").write_text(signing.public_pem(key.public_key()))
     return folder
 
 
@@ -90,11 +94,12 @@ def test_a_release_is_refused_for_cause(
 
 def test_every_file_is_there_and_the_sums_verify(bundle: Path) -> None:
     top = {path.name for path in bundle.iterdir()}
-    assert top == {"images", "dicom", "images.npz", "metadata.jsonl", "DATA_CARD.md", "MODEL_CARD.md", "SHA256SUMS"}
+    cards = {"DATA_CARD.md", "README.md", "MODEL_CARD.md"}
+    assert top == {"images", "dicom", "images.npz", "metadata.jsonl", "SHA256SUMS", "SIGNATURE.json"} | cards
     done = subprocess.run(["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=bundle, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout
     files = [path for path in bundle.rglob("*") if path.is_file()]
-    assert len(done.stdout.splitlines()) == len(files) - 1
+    assert len(done.stdout.splitlines()) == len(files) - 2
 
 
 def test_one_flipped_byte_is_found(bundle: Path, tmp_path: Path) -> None:
@@ -243,3 +248,23 @@ def test_images_that_cannot_be_released_are_a_clear_error(
     with pytest.raises(DataError, match=reason):
         release.write(tmp_path / "release", given, STATEMENT, SETTINGS)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("by", ["imagefolder", "card"])
+def test_the_hubs_library_loads_the_release_with_classes_and_provenance(bundle: Path, tmp_path: Path, by: str) -> None:
+    script = (
+        "import sys, datasets; f = sys.argv[1]\n"
+        "d = datasets.load_dataset('imagefolder', data_dir=f, split='train') if sys.argv[2] == 'imagefolder' "
+        "else datasets.load_dataset(f, split='train')\n"
+        "r = d[5]; print(len(d), r['label'], r['image'].size, r['synthetic'], r['epsilon_per_patient'], sorted(set(d['label'])))"
+    )
+    home = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(bundle), by],
+        env=os.environ | home,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == "6 Very_Mild (16, 16) True 7.99 ['Very_Mild', 'healthy']"

@@ -14,6 +14,7 @@ COMMANDS = [
     ["simulate"],
     ["pretrain"],
     ["evaluate"],
+    ["verify"],
     ["client", "ingest"],
     ["client", "deidentify"],
     ["privacy", "plan"],
