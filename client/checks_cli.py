@@ -1,4 +1,4 @@
-"""`fedsynth client verify`: the commands that look and change nothing.
+"""`fedsynth client verify`: the commands that look.
 
 Left out: everything that writes a cohort (`client.cli`).
 """
@@ -17,9 +17,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from client import pseudonym
+from client import manifest, pseudonym
 from client.findings import RULES, Verification
+from client.verify import about
 from client.verify import verify as verify_folder
+from shared import signing
+from shared.weights import write_bytes
 
 SHOWN = 40  # findings printed as a table
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
@@ -33,11 +36,14 @@ def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="rebuilt DICOM, or a work folder")],
     source: Annotated[Path | None, typer.Option(help="what it was made from: look for its values everywhere")] = None,
     key: Annotated[Path | None, typer.Option(help="the site's key, to match each input with its verdict")] = None,
+    seal: Annotated[
+        Path | None, typer.Option(help="if all is clean, sign the manifest with this key; made when absent")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Read everything that was written once more, with other code, and report whatever should not be there.
 
-    Exit code 1 when anything was found. Findings name a rule, a file and an offset; they never quote a value.
+    Nothing is changed, but for the seal that was asked for. Exit code 1 when anything was found. Findings name a rule, a file and an offset; they never quote a value.
 
     Example: fedsynth client verify rebuilt --source scans --key pseudonym.key
 
@@ -47,6 +53,11 @@ def verify(
     started = time.monotonic()
     result = verify_folder(folder, source, secret)
     seconds = time.monotonic() - started
+    if seal is not None and not result.findings:
+        signer = signing.load_or_make(seal)
+        body = about(manifest.load(folder / "manifest.jsonl"))
+        write_bytes(folder / "manifest.seal", signing.seal(signer, body))
+        result.ran.append(f"signed: {folder / 'manifest.seal'}, by the key {signing.fingerprint(signer.public_key())}")
     if as_json:
         tree = asdict(result) | {"clean": not result.findings, "seconds": round(seconds, 2)}
         tree["findings"] = [asdict(found) | {"text": RULES[found.rule]} for found in result.findings]

@@ -34,6 +34,7 @@ RULES = {
     "spare-bits": "bits above Bits Stored are set",
     "manifest": "the manifest is missing or damaged",
     "manifest-field": "a field of the manifest holds something else than a token, a digest or a fixed word",
+    "seal": "the seal is damaged, or of another manifest",
     "unlisted": "a file that no record of the manifest vouches for, or with another digest",
     "lost": "a record says that it passed, and no file holds it",
     "verdicts": "inputs without a verdict, or verdicts without an input",
@@ -47,7 +48,8 @@ RULES = {
 
 OURS = re.compile(
     r"(cohort/|series/)?(2\.25\.[0-9]{1,39}\.dcm|[a-z2-7]{16}\.npz)"
-    r"|(manifest|ledger)\.jsonl|report\.html|pseudonym\.key|site\.yaml|cohort"
+    r"|(manifest|ledger)\.jsonl|manifest\.seal|report\.html|pseudonym\.key|site\.yaml|cohort|cohort/cohort\.id|reply\.kept"
+    r"|node|node/node\.key|node/kit\.json"
 )
 
 

@@ -79,8 +79,9 @@ class Search:
                 break
             windows = np.frombuffer(piece, self._type, count, shift)
             likely = np.flatnonzero(self._table[self._hash(windows)])
-            exact = likely[np.isin(windows[likely], self._starts)]
-            found.append(exact * self.width + shift)
+            if len(likely):
+                nearest = np.searchsorted(self._starts, windows[likely]).clip(max=len(self._starts) - 1)
+                found.append(likely[self._starts[nearest] == windows[likely]] * self.width + shift)
         return sorted(int(place) for group in found for place in group)
 
     @staticmethod

@@ -29,12 +29,16 @@ from client.findings import Verification
 from client.manifest import Reason, Verdict
 from client.verify_dicom import Needles
 from privacy import ledger
-from shared.errors import DataError, LedgerError
+from shared import signing
+from shared.errors import DataError, LedgerError, SignatureError
 
+PAPERS = r"manifest\.jsonl|manifest\.seal|report\.html"
 WORK_FILES = re.compile(
-    r"manifest\.jsonl|report\.html|pseudonym\.key|ledger\.jsonl(\.torn-[0-9]+)?|site\.yaml|cohort/[a-z2-7]{16}\.npz"
+    PAPERS
+    + r"|pseudonym\.key|ledger\.jsonl(\.[a-z0-9-]+)?|site\.yaml|reply\.kept|node/(node\.key(\.[0-9]+)?|kit\.json)"
+    r"|cohort/([a-z2-7]{16}\.npz|cohort\.id)"
 )
-REBUILT_FILES = re.compile(r"manifest\.jsonl|report\.html|2\.25\.[0-9]{1,39}\.dcm")
+REBUILT_FILES = re.compile(PAPERS + r"|2\.25\.[0-9]{1,39}\.dcm")
 FIELDS = {
     "token": r"[0-9a-f]{24}", "file": r"[0-9a-f]{24}", "series": r"[0-9a-f]{24}", "patient": r"[a-z2-7]{16}",
     "sha256": r"[0-9a-f]{64}", "hash": r"[0-9a-f]{64}", "previous": r"[0-9a-f]{64}", "table_sha256": r"[0-9a-f]{64}",
@@ -110,12 +114,15 @@ def _judge(path: Path, name: str, content: bytes, needles: Needles, result: Veri
         case "pseudonym.key":
             if _key(path) is None:
                 result.add(name, "key")
-        case "manifest.jsonl" | "site.yaml":
-            pass
+        case "manifest.jsonl" | "manifest.seal" | "site.yaml" | "reply.kept" | "node.key" | "kit.json":
+            pass  # judged later, or the site's and the federation's own, which hold nothing of the data
+        case "cohort.id":
+            if not re.fullmatch(rb"[0-9a-f]{32}", content):
+                result.add(name, "cohort-file")
         case "":
             result.add(name, "unexpected-file")
             _search(content, name, needles, result)
-        case file:  # ledger and report: their fixed words would match short ones of others
+        case file:  # ledger and report: their own words would match short ones of others
             if file == "ledger.jsonl":
                 _ledger(path, name, result)
             _search(content, name, needles, result, least=8)
@@ -211,6 +218,7 @@ def _manifest(
         result.add("manifest.jsonl", "manifest")
         return
     result.ran.append(f"the manifest's chain, {len(found.entries)} verdicts")
+    _seal(folder, found, result)
     for line in (folder / "manifest.jsonl").read_bytes().splitlines():
         for name, value in _leaves(json.loads(line)):
             _field(name, value, needles, result)
@@ -231,6 +239,32 @@ def _manifest(
                 result.add(findings.token(str(path.relative_to(folder)), 0), "key")
     if source is not None:
         _inputs(found, source, key, result)
+
+
+def _seal(folder: Path, found: manifest.Manifest, result: Verification) -> None:
+    """A seal, where there is one, must be of this very manifest."""
+    path = folder / "manifest.seal"
+    if not path.is_file():
+        result.skipped.append("the seal: this manifest is not signed (`client verify --seal KEY` signs it)")
+        return
+    try:
+        body, signer = signing.unseal(path.read_bytes())
+    except SignatureError:
+        result.add("manifest.seal", "seal")
+        return
+    if body != about(found):
+        result.add("manifest.seal", "seal")
+    result.ran.append(f"the seal, by the key {signing.fingerprint(signer)}")
+
+
+def about(found: manifest.Manifest) -> dict[str, Any]:
+    """What a seal is put under: the whole manifest, by its last hash, and what it says in short."""
+    return {
+        "kind": "manifest of de-identification",
+        "last_hash": found.last_hash,
+        "header": found.header,
+        "verdicts": manifest.verdicts(found.entries),
+    }
 
 
 def _inputs(found: manifest.Manifest, source: Path, key: bytes | None, result: Verification) -> None:

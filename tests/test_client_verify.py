@@ -86,7 +86,7 @@ def test_clean_output_passes_with_every_value_of_its_source(rebuilt: Path, sourc
 
 def test_a_clean_work_folder_passes(work: Path, source: Path) -> None:
     result = verify.verify(work, source)
-    assert not result.findings and result.files == 3
+    assert not result.findings and result.files == 4
     assert any(f"{SLICES} inputs matched" in text for text in result.ran)  # with the folder's own key
 
 
@@ -220,6 +220,23 @@ def test_m04_a_manifest_in_doubt_is_found(rebuilt: Path, source: Path, bad: str)
         manifest.write(entries, path, found.header)
         assert rules(rebuilt, source) == {"manifest-field", "source-value"}
         assert rules(rebuilt) == {"manifest-field"}
+
+
+def test_m04_a_seal_is_of_one_manifest_and_no_other(rebuilt: Path, tmp_path: Path) -> None:
+    def run(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(cli.app, ["verify", str(rebuilt), *arguments], env={"COLUMNS": "200"})
+        return result.exit_code, result.output
+
+    code, said = run("--seal", str(tmp_path / "office.pem"))
+    assert code == 0 and "signed:" in said
+    code, said = run()
+    assert code == 0 and "the seal, by the key" in said
+    found = manifest.load(rebuilt / "manifest.jsonl")
+    manifest.write(found.entries, rebuilt / "manifest.jsonl", {**found.header, "software": "fedsynth 9.9"})
+    assert rules(rebuilt) == {"seal"}  # a manifest written anew is whole, and still not the one that was signed
+    (rebuilt / "manifest.seal").unlink()
+    (rebuilt / "notes.txt").write_text("x")
+    assert run("--seal", str(tmp_path / "office.pem"))[0] == 1 and not (rebuilt / "manifest.seal").exists()
 
 
 def rezip(path: Path, change: Callable[[zipfile.ZipFile], None]) -> None:
