@@ -19,6 +19,7 @@ from rich.table import Table
 
 from client import manifest, pseudonym
 from client.findings import RULES, Verification
+from client.report import write as write_report
 from client.verify import about
 from client.verify import verify as verify_folder
 from shared import signing
@@ -43,7 +44,9 @@ def verify(
 ) -> None:
     """Read everything that was written once more, with other code, and report whatever should not be there.
 
-    Nothing is changed, but for the seal that was asked for. Exit code 1 when anything was found. Findings name a rule, a file and an offset; they never quote a value.
+    Nothing is changed, but for the seal that was asked for.
+
+    Exit code 1 when anything was found. Findings name a rule, a file and an offset; they never quote a value.
 
     Example: fedsynth client verify rebuilt --source scans --key pseudonym.key
 
@@ -66,6 +69,15 @@ def verify(
         _print(result, seconds)
     if result.findings:
         raise typer.Exit(1)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="rebuilt DICOM, or a work folder")]) -> None:
+    """Write DIR/report.html again: the page for the privacy office. `ingest` and `deidentify` write it by themselves.
+
+    Example: fedsynth client report rebuilt
+    """
+    typer.echo(f"wrote {write_report(folder)}")
 
 
 def _print(result: Verification, seconds: float) -> None:

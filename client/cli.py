@@ -15,7 +15,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from client import checks_cli, dataset, export, manifest, network_cli, profile, pseudonym
+from client.conformance import statement as conformance_statement
 from client.ingest import ingest as ingest_site
+from client.report import write as write_report
 from shared.config import Site, read
 from shared.errors import DataError
 
@@ -51,13 +53,15 @@ def ingest(
         report = ingest_site(
             settings, classes=names, image_size=image_size, slices_per_patient=slices, work=work, progress=tell
         )
+    page = write_report(work)
     if as_json:
         typer.echo(json.dumps(asdict(report)))
         return
     typer.echo(f"{settings.name}: {report.patients} patients, {report.slices} slices")
     _say(report.passed, report.quarantined, report.refused, report.reasons)
     typer.echo(
-        f"Next: look through {work / 'manifest.jsonl'}, and keep {dataset.records(settings, work) / dataset.KEY_FILE} safe."
+        f"Next: look at {page}, run `fedsynth client verify {work} --source {settings.data}`, and keep "
+        f"{dataset.records(settings, work) / dataset.KEY_FILE} safe."
     )
 
 
@@ -67,25 +71,35 @@ def deidentify(
     target: Annotated[Path | None, typer.Argument(metavar="OUT", help="folder for the rebuilt files")] = None,
     key: Annotated[Path | None, typer.Option(help="the site's key; made when it does not exist")] = None,
     what_if: Annotated[bool, typer.Option("--what-if", help="print what would survive, and do nothing")] = False,
+    conformance: Annotated[
+        bool, typer.Option("--conformance", help="print the DICOM conformance statement, and do nothing")
+    ] = False,
 ) -> None:
     """Rebuild DICOM files from the allow-list. Faces and text in the pixels stay: keep the result in the hospital.
 
     Example: fedsynth client deidentify scans rebuilt --key pseudonym.key
 
     Example: fedsynth client deidentify --what-if
+
+    Example: fedsynth client deidentify --conformance > docs/conformance.md
     """
     if what_if:
         _print_table()
+        return
+    if conformance:
+        typer.echo(conformance_statement(), nl=False)
         return
     if source is None or target is None or key is None:
         raise DataError("say what to read, where to write and which key: `deidentify IN OUT --key FILE`")
     secret = pseudonym.load_or_make(key)
     with progress("rebuilding") as tell:
         entries = export.export(source, target, secret, tell)
+    page = write_report(target)
     counts = manifest.verdicts(entries)
     _say(counts["PASS"], counts["QUARANTINED"], counts["REFUSED"], manifest.reasons(entries))
     if not counts["PASS"]:
         raise DataError(f"no file could be rebuilt; {target / 'manifest.jsonl'} says why")
+    typer.echo(f"Next: look at {page}, and run `fedsynth client verify {target} --source {source} --key {key}`.")
 
 
 def _say(passed: int, quarantined: int, refused: int, reasons: dict[str, int]) -> None:

@@ -45,13 +45,14 @@ def save(patient: Patient, folder: Path) -> None:
 
 def load(folder: Path) -> list[Patient]:
     """All patients of a cohort folder in the order of their pseudonyms; DataError when there is none."""
-    patients = [_load_one(path) for path in sorted(folder.glob("*.npz"))]
+    patients = [load_one(path) for path in sorted(folder.glob("*.npz"))]
     if not patients:
         raise DataError(f"no patients in {folder}; run `fedsynth client ingest` first")
     return patients
 
 
-def _load_one(path: Path) -> Patient:
+def load_one(path: Path) -> Patient:
+    """One patient's file; DataError when it is damaged."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             x_SHW, label = arrays["x"], int(arrays["label"])

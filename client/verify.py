@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from client import findings, harvest, manifest, outside, pseudonym, verify_dicom
+from client import findings, harvest, manifest, outside, pseudonym, report, verify_dicom
 from client.findings import Verification
 from client.manifest import Reason, Verdict
 from client.verify_dicom import Needles
@@ -219,6 +219,9 @@ def _manifest(
         return
     result.ran.append(f"the manifest's chain, {len(found.entries)} verdicts")
     _seal(folder, found, result)
+    page = folder / "report.html"
+    if page.is_file() and page.read_bytes() != report.render(folder):
+        result.add("report.html", "report")
     for line in (folder / "manifest.jsonl").read_bytes().splitlines():
         for name, value in _leaves(json.loads(line)):
             _field(name, value, needles, result)
@@ -233,12 +236,17 @@ def _manifest(
     for _ in vouched.keys() - present.keys():
         result.add("manifest.jsonl", "lost")
     if key is not None:
-        for path in (path for path in folder.rglob("*") if path.is_file() and path.name != "pseudonym.key"):
-            content = path.read_bytes()
-            if key in content or key.hex().encode() in content.lower():
-                result.add(findings.token(str(path.relative_to(folder)), 0), "key")
+        _escaped(folder, key, result)
     if source is not None:
         _inputs(found, source, key, result)
+
+
+def _escaped(folder: Path, key: bytes, result: Verification) -> None:
+    """The key stands in no file but its own."""
+    for path in (path for path in folder.rglob("*") if path.is_file() and path.name != "pseudonym.key"):
+        content = path.read_bytes()
+        if key in content or key.hex().encode() in content.lower():
+            result.add(findings.token(str(path.relative_to(folder)), 0), "key")
 
 
 def _seal(folder: Path, found: manifest.Manifest, result: Verification) -> None:

@@ -54,8 +54,8 @@ def test_deidentify_writes_files_named_by_their_new_uids(site: Path, tmp_path: P
     said = invoke("deidentify", str(tmp_path / "data"), str(tmp_path / "out"), "--key", str(tmp_path / "key"))
     assert "files: 16 passed" in said
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert len(names) == 17 and names[-1] == "manifest.jsonl"
-    assert all(name.startswith("2.25.") and name.endswith(".dcm") for name in names[:-1])
+    assert len(names) == 18 and names[-2:] == ["manifest.jsonl", "report.html"]
+    assert all(name.startswith("2.25.") and name.endswith(".dcm") for name in names[:-2])
 
 
 def test_deidentify_of_one_file_reads_only_that_file(site: Path, tmp_path: Path) -> None:
