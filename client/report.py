@@ -28,6 +28,7 @@ from shared.errors import DataError
 from shared.weights import write_bytes
 
 SHOWN, COLUMNS, SIDE = 48, 8, 112  # pictures on the contact sheet, in a row, pixels a side
+HEADER_BYTES = 1 << 16
 
 
 def write(folder: Path) -> Path:
@@ -64,7 +65,8 @@ def render(folder: Path) -> bytes:
         risks=RISKS,
         sheet=_sheet(pictures),
         shown=len(pictures),
-        total=total,
+        total=f"{total:,}",
+        kept="patients" if (folder / "cohort").is_dir() else "series",
     )
     return page.encode()
 
@@ -114,8 +116,13 @@ def _elements(path: Path) -> dict[int, walk.Element]:
 
 
 def _series_of(path: Path) -> bytes:
-    element = _elements(path).get(0x0020000E)
-    return element.value if element else b""
+    """The series' UID, from the beginning of the file alone."""
+    with path.open("rb") as opened:
+        start = opened.read(HEADER_BYTES)
+    try:
+        return next(element.value for element in walk.elements(start) if element.tag == 0x0020000E and not element.path)
+    except (walk.Fault, StopIteration):
+        return b""
 
 
 def _decoded(path: Path) -> np.ndarray | None:

@@ -16,7 +16,7 @@ h1, h2 { font-weight:600; line-height:1.2; letter-spacing:-.012em; }
 h1 { font-size:2.2rem; margin:.15em 0 .4em; } h2 { font-size:1.3rem; margin:0 0 .5em; }
 p { margin:0 0 1em; max-width:74ch; } section { margin-top:52px; }
 .eyebrow { color:var(--accent); font-size:.82rem; font-weight:600; letter-spacing:.08em; text-transform:uppercase; margin:0; }
-.lede { font-size:1.12rem; } .quiet { color:var(--quiet); font-size:.9rem; }
+.lede { font-size:1.12rem; } .quiet { color:var(--quiet); font-size:.9rem; } dl + .quiet { margin-top:1em; }
 .tiles { display:grid; grid-template-columns:repeat(4, 1fr); gap:1px; margin:32px 0 0; background:var(--line);
   border:1px solid var(--line); border-radius:12px; overflow:hidden; }
 .tiles div { background:#fff; padding:18px 20px; } .tiles dt { color:var(--quiet); font-size:.85rem; }
@@ -82,8 +82,8 @@ PAGE = """<!doctype html>
 <section>
   <h2>What was kept</h2>
   {% if sheet %}
-  <p>One picture each of {{ shown }} of {{ total }}, taken evenly and not picked. Only what passed is shown. Look for text, for
-  faces, and for anything that is not the picture you expect.</p>
+  <p>One picture each of {{ shown }} of the {{ total }} {{ kept }}, taken evenly and not picked. Only what passed is
+  shown. Look for text, for faces, and for anything that is not the picture you expect.</p>
   <img class="sheet" src="{{ sheet }}" alt="Contact sheet of {{ shown }} kept pictures">
   {% else %}<p>Nothing was kept, so there is nothing to show.</p>{% endif %}
 </section>
@@ -116,7 +116,7 @@ PAGE = """<!doctype html>
     <tbody>
     {% for code, name, claimed, meaning in options %}
     <tr><th scope="row">{{ code }}</th><td>{{ name }}</td>
-    <td>{% if claimed %}<span class="yes">claimed</span>{% else %}not claimed{% endif %}</td>
+    <td>{% if claimed %}<span class="yes">claimed</span>{% else %}<span class="quiet">no</span>{% endif %}</td>
     <td>{% if claimed or code not in ("113101", "113102") %}{{ meaning }}{% else %}did not run on every file{% endif %}</td></tr>
     {% endfor %}
     </tbody>
