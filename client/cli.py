@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from client import checks_cli, dataset, export, manifest, network_cli, profile, pseudonym
+from client import checks_cli, dataset, export, manifest, network_cli, profile, pseudonym, pull
 from client.conformance import statement as conformance_statement
 from client.ingest import ingest as ingest_site
 from client.report import write as write_report
@@ -28,7 +28,7 @@ app.add_typer(checks_cli.app)
 
 @app.callback()
 def _client() -> None:
-    """The hospital: its own data, and its part in a federation. Only `serve` connects to anything."""
+    """The hospital: its own data, and its part in a federation. Only `serve` sends anything; a PACS is asked, never told."""
 
 
 @app.command()
@@ -40,7 +40,7 @@ def ingest(
     classes: Annotated[str, typer.Option(help="names of the labels in order, separated by commas")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="print the totals as JSON")] = False,
 ) -> None:
-    """Read a folder of DICOM, NIfTI or images; write patient-grouped slices and one manifest line per file.
+    """Read a folder of DICOM, NIfTI or images, or fetch from a PACS; write patient-grouped slices and a manifest.
 
     Example: fedsynth client ingest site.yaml --work work --classes healthy,lesion
 
@@ -63,6 +63,29 @@ def ingest(
         f"Next: look at {page}, run `fedsynth client verify {work} --source {settings.data}`, and keep "
         f"{dataset.records(settings, work) / dataset.KEY_FILE} safe."
     )
+
+
+@app.command()
+def pacs(
+    site: Annotated[Path, typer.Argument(metavar="SITE.yaml", help="the hospital's own settings, with `pacs`")],
+    as_json: Annotated[bool, typer.Option("--json", help="print the counts as JSON")] = False,
+) -> None:
+    """Ask the PACS what an ingest would fetch, and fetch nothing. Shows whether it answers and accepts us.
+
+    Example: fedsynth client pacs site.yaml
+    """
+    settings = read(site, Site)
+    if settings.pacs is None:
+        raise DataError("the site file names no `pacs`")
+    with progress("asking") as tell:
+        found = pull.preview(settings.pacs, tell)
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+        return
+    typer.echo(
+        f"the PACS answers; of {found.patients} wanted patients it has {found.found} with {pull.MODALITY} images"
+    )
+    typer.echo(f"an ingest would fetch {found.instances} instances: {found.series} series of {found.studies} studies")
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 Only the rebuilt records reach the volume; the source datasets are dropped file by file.
 
-Left out: pulling from a PACS; parallel reading.
+Left out: fetching the files (`client.pull`); parallel reading.
 """
 
 from __future__ import annotations

@@ -3,21 +3,26 @@
 Everything is written beside its place and renamed, the cohort as a whole folder: an interrupted ingest leaves the old
 cohort or none, and running it again heals it.
 
-Left out: resuming half way; face removal (refused unless the site says that it is not needed); text in pixels.
+Left out: resuming half way through a folder (a PACS: `client.pull`); face removal (refused unless the site says that it is
+not needed); text in pixels.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client import dataset, dicom, images, labels, manifest, nifti, provenance, pseudonym, reader
+from client import dataset, dicom, finished, images, labels, manifest, nifti, provenance, pseudonym, pull, reader
+from client.finished import Batch
 from client.inputs import Cut, Found, Inputs
 from shared.config import Site
 from shared.errors import DataError
+
+# Settings that do not change what a patient's files become
+UNRELATED = {"name", "data", "pacs", "labels", "epsilon_cap", "delta", "records", "separate_cohorts", "weight"}
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,13 @@ def ingest(
     work: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> IngestReport:
-    """Read `site.data`; write work/cohort/<pseudonym>.npz, work/manifest.jsonl and, where absent, the hospital's key.
+    """Read `site.data` or fetch from `site.pacs`; write work/cohort/<pseudonym>.npz and work/manifest.jsonl.
+
+    Where absent, the hospital's key is made.
+
 
     classes   names of the labels in order; a patient's label is an index into them
-    progress  called with (done, total)
+    progress  called with (done, total): of files, or of patients when they come from a PACS
 
     Raises DataError, in one line without patient data, when nothing usable is found; the manifest then tells why.
     """
@@ -53,47 +61,84 @@ def ingest(
             "face removal is not built in yet; say `face_removal: none` in the site file if the input holds no face, "
             "or if you accept that faces stay in the slices, which never leave the site"
         )
-    data, work = site.data.resolve(), work.resolve()
-    if work.is_relative_to(data):
+    work = work.resolve()
+    data = site.data.resolve() if site.data else None
+    if data is not None and work.is_relative_to(data):
         raise DataError("the work folder must not lie inside the data folder; choose another")
-    table = labels.locate(site.labels, data).resolve() if site.labels else None
-    files = reader.listing(data, ignore=table)
+    table = labels.locate(site.labels, data or Path()).resolve() if site.labels else None
+    files = reader.listing(data, ignore=table) if data is not None else []
     work.mkdir(parents=True, exist_ok=True, mode=0o700)
     records = dataset.records(site, work)
     records.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = pseudonym.load_or_make(records / dataset.KEY_FILE)
     by_identifier = labels.read(table, classes, key) if table else {}
-    inputs = Inputs(data, files, key, progress)
-    cut = Cut(image_size, slices_per_patient, site.minimum_slices)
+
+    source = _Source(site, key, Cut(image_size, slices_per_patient, site.minimum_slices), tuple(classes), by_identifier)
 
     partial = work / "cohort.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(mode=0o700)
     (partial / dataset.COHORT_FILE).write_text(dataset.cohort_id(key), encoding="ascii")
-    sha256, slices = {}, 0
-    for found in _patients(site.format, inputs, cut, classes):
-        label = by_identifier.get(found.identifier, found.label)
-        dataset.save(dataset.Patient(found.pseudonym, label, found.x_SHW), partial)
-        sha256[found.pseudonym] = hashlib.sha256((partial / f"{found.pseudonym}.npz").read_bytes()).hexdigest()
-        slices += len(found.x_SHW)
-    entries = inputs.entries(sha256)
+    silence = problem = None
+    if site.pacs is not None:
+        pulled = pull.pull(site.pacs, pull.Task(source.read, source.settings, key, work), partial, progress)
+        batch, silence, problem = pulled.batch, pulled.silence, pulled.problem
+    else:
+        assert data is not None
+        batch = source.read(data, files, partial, progress)
     _replace(partial, work / "cohort")
-    manifest.write(entries, work / "manifest.jsonl", provenance.header())
-    counts, reasons = manifest.verdicts(entries), manifest.reasons(entries)
-    if not sha256:
+    manifest.write(batch.entries, work / "manifest.jsonl", provenance.header())
+    counts, reasons = manifest.verdicts(batch.entries), manifest.reasons(batch.entries)
+    if silence is not None:
+        raise DataError(
+            f"{silence}; {len(batch.slices)} patients are in the cohort, and {reasons.get('not-reached', 0)} are still "
+            "to be asked for: run the same command again to go on"
+        )
+    if not batch.slices:
         why = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
-        raise DataError(f"no usable patient among {len(entries)} files ({why}); see {work / 'manifest.jsonl'}")
-    return IngestReport(len(sha256), slices, counts["PASS"], counts["QUARANTINED"], counts["REFUSED"], reasons)
+        why += f"; {problem}" if problem else ""
+        raise DataError(f"no usable patient among {len(batch.entries)} files ({why}); see {work / 'manifest.jsonl'}")
+    return IngestReport(
+        len(batch.slices), sum(batch.slices.values()), counts["PASS"], counts["QUARANTINED"], counts["REFUSED"], reasons
+    )
 
 
-def _patients(kind: str, inputs: Inputs, cut: Cut, classes: Sequence[str]) -> Iterator[Found]:
-    match kind:
-        case "dicom":
-            return dicom.patients(inputs, cut)
-        case "nifti":
-            return nifti.patients(inputs, cut)
-        case _:
-            return images.patients(inputs, cut, classes)
+@dataclass(frozen=True)
+class _Source:
+    """How the files of this site become patients."""
+
+    site: Site
+    key: bytes
+    cut: Cut
+    classes: tuple[str, ...]
+    by_identifier: Mapping[str, int]
+
+    def read(
+        self, folder: Path, files: pull.Files, place: Path, progress: Callable[[int, int], None] | None = None
+    ) -> Batch:
+        """The slices of some files below `folder`, written to `place`, and the verdict on each file."""
+        inputs, sha256, slices = Inputs(folder, files, self.key, progress), {}, {}
+        for found in self._patients(inputs):
+            label = self.by_identifier.get(found.identifier, found.label)
+            dataset.save(dataset.Patient(found.pseudonym, label, found.x_SHW), place)
+            sha256[found.pseudonym] = hashlib.sha256((place / f"{found.pseudonym}.npz").read_bytes()).hexdigest()
+            slices[found.pseudonym] = len(found.x_SHW)
+        return Batch(inputs.entries(sha256), slices)
+
+    def settings(self, patient: str) -> str:
+        """Keyed token of all that decides what a patient's files become: settings, code and label."""
+        label = self.by_identifier.get(pseudonym.token(self.key, "label", patient), -1)
+        said = self.site.model_dump_json(exclude=UNRELATED)
+        return pseudonym.token(self.key, "settings", f"{finished.code()} {said} {self.cut} {label}")
+
+    def _patients(self, inputs: Inputs) -> Iterator[Found]:
+        match self.site.format:
+            case "dicom":
+                return dicom.patients(inputs, self.cut)
+            case "nifti":
+                return nifti.patients(inputs, self.cut)
+            case _:
+                return images.patients(inputs, self.cut, self.classes)
 
 
 def _replace(partial: Path, place: Path) -> None:

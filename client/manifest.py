@@ -71,6 +71,10 @@ class Reason(Enum):
     LABEL_MAP = (Verdict.QUARANTINED, "a mask or label map, or without contrast")
     NOT_CLEAN = (Verdict.QUARANTINED, "what was written did not pass its own check")
     DERIVATIVES = (Verdict.QUARANTINED, "inside a folder of derived data")
+    INCOMPLETE = (Verdict.QUARANTINED, "a study that the PACS did not deliver whole; asked for again next time")
+    NOT_REACHED = (Verdict.QUARANTINED, "a patient for whom the PACS gave no answer; asked for again next time")
+    NOT_FOUND = (Verdict.QUARANTINED, "a patient of whom the PACS has no image of the wanted kind")
+    OTHER_PATIENT = (Verdict.QUARANTINED, "belongs to another patient than the one asked for")
 
     @property
     def verdict(self) -> Verdict:

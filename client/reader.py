@@ -75,6 +75,14 @@ def whole(path: Path) -> FileDataset:
     return guarded(Reason.UNREADABLE, lambda: _parse(path, None))
 
 
+def instance_of(path: Path) -> str:
+    """The instance's UID as the file meta information has it, without a look at the dataset; empty when there is none."""
+    try:
+        return guarded(Reason.UNREADABLE, lambda: str(read_file_meta_info(path).get("MediaStorageSOPInstanceUID", "")))
+    except Withheld:
+        return ""
+
+
 def _parse(path: Path, tags: list[BaseTag | int] | None) -> FileDataset:
     with path.open("rb") as opened:
         if opened.read(132)[128:] != b"DICM":

@@ -42,7 +42,12 @@ def vr_of(keyword: str) -> str:
 
 def patient_of(source: Dataset, key: bytes) -> str:
     """The pseudonym of the header's patient: keyed by issuer and identifier."""
-    return pseudonym.pseudonym(key, _one(source, "IssuerOfPatientID"), identifier_of(source))
+    return pseudonym.pseudonym(key, issuer_of(source), identifier_of(source))
+
+
+def issuer_of(source: Dataset) -> str:
+    """Who issued the patient's identifier, empty when not stated: to compare, never to write."""
+    return _one(source, "IssuerOfPatientID")
 
 
 def identifier_of(source: Dataset) -> str:

@@ -37,6 +37,7 @@ WORK_FILES = re.compile(
     PAPERS
     + r"|pseudonym\.key|ledger\.jsonl(\.[a-z0-9-]+)?|site\.yaml|reply\.kept|node/(node\.key(\.[0-9]+)?|kit\.json)"
     r"|cohort/([a-z2-7]{16}\.npz|cohort\.id)"
+    r"|finished/[0-9a-f]{24}/(manifest\.jsonl|[a-z2-7]{16}\.npz)"
 )
 REBUILT_FILES = re.compile(PAPERS + r"|2\.25\.[0-9]{1,39}\.dcm")
 FIELDS = {

@@ -30,8 +30,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pydantic import Field
 
 from shared import keys
-from shared.config import Record, SiteName
+from shared.config import SiteName
 from shared.errors import ConfigError, FederationError
+from shared.record import Record
 from shared.weights import write_bytes
 
 CA_DAYS, SERVER_DAYS, SITE_DAYS = 5 * 365, 365, 2 * 365

@@ -14,29 +14,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from shared.errors import ConfigError
+from shared.pacs import Pacs
+from shared.record import Positive, PositiveFloat, Record
 
-Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
-
-
 Sampler = Literal["ddim", "dpm++", "ddpm"]
-
-
-class Record(BaseModel):
-    """A frozen record in which an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Site(Record):
     """What one hospital says about itself; the hospital's own file, never sent.
 
     data            folder to read
+    pacs            archive to fetch DICOM from, instead of `data`
     format          "dicom", "nifti", or "images" (class/patient/*.png|jpg)
     labels          CSV with the columns patient_id,class beside or inside the data; none: every patient is unlabelled
     face_removal    "required" refuses heads (face removal is not built in yet); "none" is the hospital's word that the
@@ -54,7 +47,8 @@ class Site(Record):
     """
 
     name: SiteName
-    data: Path
+    data: Path | None = None
+    pacs: Pacs | None = None
     format: Literal["dicom", "nifti", "images"] = "dicom"
     labels: Path | None = None
     face_removal: Literal["required", "none"] = "required"
@@ -67,7 +61,11 @@ class Site(Record):
     weight: PositiveFloat = 1.0
 
     @model_validator(mode="after")
-    def _one_place(self) -> Site:
+    def _consistent(self) -> Site:
+        if (self.data is None) == (self.pacs is None):
+            raise ValueError("give `data`, a folder to read, or `pacs`, an archive to fetch from; one of the two")
+        if self.pacs is not None and self.format != "dicom":
+            raise ValueError("a PACS holds DICOM; leave `format` out")
         if self.records is not None and not self.records.is_absolute():
             raise ValueError(
                 "`records` must be an absolute path, so that it is the same folder wherever a command runs"
