@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 
 from client import budget, dataset, figures, policy, replies
 from client.train import train
-from privacy import statistics
+from privacy import noise, statistics
 from privacy.accounting import Event
 from shared import messages, weights
 from shared.config import Site, read
@@ -44,7 +44,9 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
     try:
         site, work = locate(context)
         name = site.name
-        return messages.pack_reply(_work(content, site, work, run=str(context.run_id)))
+        policy.refuse_seeds(context.node_config, context.run_config)
+        with noise.operating_system_only():
+            return messages.pack_reply(_work(content, site, work, run=str(context.run_id)))
     except DataError as error:  # its text may speak of local files, so it stays here
         LOG.error("%s", error)
         return messages.pack_refusal(messages.Refusal(name, "the site's data cannot be used; its own log says why"))

@@ -6,6 +6,7 @@ Left out: approval of code by hash, and limits on training settings; they come w
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from privacy.planning import default_delta
 from privacy.statistics import asked
@@ -35,6 +36,13 @@ def check(site: Site, experiment: Experiment, noise_multiplier: float) -> None:
     largest = LARGEST_DELTA if site.delta is None else site.delta
     if privacy.delta > largest:
         raise PrivacyError(f"{site.name} permits delta {largest:g}, the experiment asks for {privacy.delta:g}")
+
+
+def refuse_seeds(*configurations: Mapping[str, object]) -> None:
+    """PrivacyError when the node's or the run's configuration names a seed: noise that can be repeated can be taken away."""
+    for key in (key for configuration in configurations for key in configuration):
+        if "seed" in key.lower():
+            raise PrivacyError(f"the configuration holds `{key[:40]}`; a hospital's app takes no seed, leave it out")
 
 
 def delta(site: Site, patients: int) -> float:

@@ -14,6 +14,7 @@ Source        AES-CTR: NIST SP 800-38A; Box and Muller 1958; 53-bit uniforms as 
 | size > population in `subset` | the permutation repeats, so that the shape stays fixed            |
 | the process forks             | the child draws a fresh key: two processes never share a stream   |
 | deepcopy or pickle            | TypeError: a copied stream would repeat its noise                 |
+| a given key, in a hospital's app | PrivacyError, whether the stream is made there or only used there |
 
 Left out: the discrete Gaussian (the grid of `sgd.PatientOptimizer` stands in for it), and any seed from a config.
 """
@@ -22,6 +23,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 import numpy as np
@@ -36,14 +39,27 @@ CHUNK = 1 << 15  # pairs at a time: the working set stays in the L2 cache
 TWO_53 = 2.0**53
 
 
+_strict = False
+
+
+@contextmanager
+def operating_system_only() -> Iterator[None]:
+    """While this lasts, any use of a stream with a given key in this process is a PrivacyError. The hospital's app works in it."""
+    global _strict  # noqa: PLW0603 - of the process on purpose: no argument that somebody could forget to pass on
+    before, _strict = _strict, True
+    try:
+        yield
+    finally:
+        _strict = before
+
+
 class SecureRandom:
     """A stream of cryptographic randomness. Not for use from two threads at once.
 
     key     None draws 32 bytes from `os.urandom`: the only way that protects anybody. A given key makes the stream
-            repeatable and the noise removable by whoever knows it: **tests only**, and `deterministic` says so, so that
-            a deployed client can refuse it.
+            repeatable and the noise removable by whoever knows it: **tests only**, and `deterministic` says so.
 
-    Raises PrivacyError when a given key is not 32 bytes.
+    Raises PrivacyError when a given key is not 32 bytes, and at any use of it inside `operating_system_only`.
     """
 
     def __init__(self, key: bytes | None = None) -> None:
@@ -59,6 +75,8 @@ class SecureRandom:
 
     def _integers(self, count: int) -> NDArray[np.uint64]:
         """`count` uniform 64-bit integers."""
+        if self.deterministic and _strict:
+            raise PrivacyError("this noise would come from a given key, and whoever knows it can take the noise away")
         if os.getpid() != self._pid:
             self._start(None)
         return np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8")

@@ -69,7 +69,7 @@ def _noisy(run: Run) -> Table | None:
                 f"round {number}: {value:.4g}" for number, value in sorted(values.items(), key=lambda i: int(i[0]))
             ]
             rows.append([site, name.replace("-", " "), lines, price])
-    return _table([("Site", ""), ("Figure", ""), ("Value", ""), ("Of this", "q")], rows)
+    return _table([("Site", ""), ("Figure", ""), ("Value", ""), ("Price", "q")], rows)
 
 
 def _sites(run: Run) -> Table | None:

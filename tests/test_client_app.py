@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from client import app, dataset, figures, pseudonym
 from privacy import accounting, statistics
 from privacy.accounting import Event
 from privacy.ledger import verify
+from privacy.noise import SecureRandom
 from shared import messages, weights
 from shared.config import Experiment, Network, Statistics
 
@@ -57,7 +59,9 @@ def ask(
     model = weights.load_base("none", experiment.network, experiment.classes)
     tensors = {k: v.detach() + shift for k, v in model.trainable(experiment.training.trainable).items()}
     content = messages.pack_request(messages.TrainRequest(experiment, number, noise, tensors | spoil))
-    context: Any = SimpleNamespace(node_config={"site": str(site / "site.yaml")}, run_id=run)
+    context: Any = SimpleNamespace(
+        node_config={"site": str(site / "site.yaml")}, run_config={"experiment": ""}, run_id=run
+    )
     reply = app.answer(content, context)
     asked = statistics.asked(experiment.privacy.statistics, number)
     return messages.unpack_reply(reply, {k: tuple(v.shape) for k, v in tensors.items()}, asked)
@@ -280,3 +284,42 @@ def test_the_loss_is_that_of_every_patient_and_the_count_is_of_all(site: Path) -
     mean = figures.measure(model, cohort, ASKING, {"mean-loss": 1e-6})["mean-loss"]
     assert mean == pytest.approx(sum(min(x, 5.0) for x in exact) / 3, rel=0.05)
     assert not any(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("place", ["node_config", "run_config"])
+def test_a_seed_in_a_configuration_is_refused(site: Path, place: str) -> None:
+    configurations: dict[str, Any] = {"node_config": {"site": str(site / "site.yaml")}, "run_config": {}}
+    configurations[place] |= {"noise-seed": 3}
+    content = messages.pack_request(messages.TrainRequest(EXPERIMENT, 1, 3.0, {}))
+    reply = messages.unpack_reply(app.answer(content, SimpleNamespace(**configurations, run_id=7)), {})
+    assert isinstance(reply, messages.Refusal)
+    assert "`noise-seed`; a hospital's app takes no seed" in reply.reason
+    assert not (site / "ledger.jsonl").exists()
+
+
+@pytest.mark.parametrize("made", ["inside", "before"])
+def test_noise_from_a_given_key_is_refused_whoever_brings_it(
+    site: Path, made: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As code would that was changed to make a run repeatable: its update never leaves."""
+    stream = SecureRandom(bytes(32))
+    assert stream.deterministic
+    source = (lambda: stream) if made == "before" else (lambda: SecureRandom(bytes(32)))
+    monkeypatch.setattr("client.train.SecureRandom", source)
+    reply = ask(site)
+    assert isinstance(reply, messages.Refusal)
+    assert "given key" in reply.reason
+    assert stream.gaussian((1,)).shape == (1,)  # outside the hospital's app a test may
+
+
+def test_seeding_every_other_generator_changes_nothing(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+    updates = []
+    for number in (1, 2):
+        torch.manual_seed(0)
+        np.random.seed(0)  # the old global generator is what somebody would seed
+        random.seed(0)
+        reply = ask(site, EXPERIMENT.model_copy(update={"seed": 5}), number=number)
+        assert isinstance(reply, messages.TrainReply)
+        updates.append(torch.cat([u.flatten() for u in reply.update.values()]))
+    assert not torch.isclose(updates[0], updates[1], rtol=1e-3).any()
