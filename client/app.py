@@ -94,7 +94,7 @@ def _work(content: RecordDict, site: Site, work: Path, run: str) -> messages.Tra
 
 
 def locate(context: Context) -> tuple[Site, Path]:
-    """The site's settings and its work folder (the folder of its file)."""
+    """The site's settings and its work folder (the one that the node names, or the folder of its file)."""
     if "site" in context.node_config:
         path = Path(str(context.node_config["site"]))
     elif SITES_VARIABLE in os.environ:
@@ -107,4 +107,4 @@ def locate(context: Context) -> tuple[Site, Path]:
         path = folders[partition] / "site.yaml"
     else:
         raise FederationError("this node has no site; start it with --node-config 'site=\"/path/site.yaml\"'")
-    return read(path, Site), path.parent
+    return read(path, Site), Path(str(context.node_config.get("work", path.parent)))

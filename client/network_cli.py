@@ -1,14 +1,16 @@
-"""`fedsynth client request | join`: how a hospital's node becomes part of a federation."""
+"""`fedsynth client request | join | approve | serve | journal`: a hospital's part in a federation over a network."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from client import node
-from shared import keys
+from client import approval, journal, node
+from client.supervise import supervise
+from shared import bundle, keys, logs
 from shared.config import Site, read
 from shared.errors import FederationError
 from shared.weights import write_bytes
@@ -53,3 +55,65 @@ def join_command(
         raise FederationError("these are not the digits of the kit; do not go on, somebody may stand in between")
     node.join(paper, settings, work)
     typer.echo(f"joined {paper.federation} as {settings.name}, until {paper.until:%Y-%m-%d}")
+
+
+@app.command("approve", epilog="Example: fedsynth client approve north.yaml --work work")
+def approve_command(
+    site: SiteFile,
+    work: Work,
+    look_at: Annotated[
+        Path | None, typer.Option("--bundle", help="a bundle to look at, e.g. one of work/node/refused; else our own")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="an officer's key; else the node's own")] = None,
+    diff: Annotated[bool, typer.Option("--diff", help="print every changed line")] = False,
+    withdraw: Annotated[str | None, typer.Option(help="withdraw the approval of the hash that begins so")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+) -> None:
+    """Approve the code that may run here: the sources installed on this machine, as one bundle with a hash.
+
+    Shows what changed since the last approval. A coordinator with the same version has the same bundle; any other is refused
+    before a byte of it is unpacked, and kept in work/node/refused to look at.
+    """
+    settings = read(site, Site)
+    if withdraw is not None:
+        typer.echo(f"withdrew {approval.withdraw(work, withdraw)} approvals")
+        return
+    data = bundle.build() if look_at is None else look_at.read_bytes()
+    digest = bundle.sha256(data)
+    listing, text = bundle.changes(approval.last(settings, work), data)
+    typer.echo(f"bundle {digest}, {len(data)} bytes")
+    for line in listing or ["  nothing changed since the last approval"]:
+        typer.echo(f"  {line}")
+    if diff:
+        typer.echo(text)
+    if not yes:
+        typer.confirm(f"may this run at {settings.name}?", abort=True)
+    approval.approve(settings, work, data, key)
+    lacking = approval.missing(settings, work, digest)
+    typer.echo(f"signed; {f'{lacking} more signatures are needed' if lacking else 'it may run'}")
+
+
+@app.command("serve", epilog="Example: fedsynth client serve north.yaml --work work")
+def serve_command(
+    site: SiteFile,
+    work: Work,
+    attempts: Annotated[
+        int | None, typer.Option(min=1, help="give up after so many failures one after another; else never")
+    ] = None,
+) -> None:
+    """Take part until Ctrl-C or SIGTERM. Connects outwards only, to the address of the kit."""
+    read(site, Site)
+    logs.begin()
+    supervise(site, work, attempts)
+
+
+@app.command("journal", epilog="Example: fedsynth client journal --work work --json")
+def journal_command(work: Work, as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+    """What this node was asked, what it refused and what it sent; checks that no line was altered."""
+    events = journal.read(work)
+    if as_json:
+        typer.echo(json.dumps(events))
+        return
+    for event in events:
+        said = {k: v for k, v in event.items() if k not in ("index", "previous", "hash", "kind", "time")}
+        typer.echo(f"{event['time']}  {event['kind']:10}  " + "  ".join(f"{k}={v}" for k, v in said.items()))

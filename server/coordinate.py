@@ -1,13 +1,14 @@
 """One federated run, from the public base to the last round: train, checkpoint, evaluate, record.
 
-Everything it knows lies in its folder: experiment.json, heldout.npz, events.jsonl, checkpoints/, samples/. Started again
-on the same folder it goes on after the last round that has a checkpoint.
+Everything it knows lies in its folder: experiment.json, heldout.npz, nodes.json (over a network), events.jsonl, checkpoints/,
+samples/. Started again on the same folder it goes on after the last round that has a checkpoint.
 
 Left out: the release and the report (see finish.py); they need no network.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -88,6 +89,7 @@ def coordinate(grid: Grid, experiment: Experiment, out: Path) -> None:
         first_round=done + 1,
         events=events,
         after_round=after_round,
+        names=lambda: _names(out / "nodes.json"),
     )
     if done < rounds:
         strategy.start(grid, ArrayRecord(), num_rounds=rounds - done)
@@ -124,6 +126,11 @@ def _evaluate(
         checkpoint.mark_best(
             out / "checkpoints", best["round"], SELECTION_METRIC, best["metrics"][SELECTION_METRIC]["value"]
         )
+
+
+def _names(path: Path) -> dict[int, str]:
+    """The site of each node, as a server with authenticated nodes writes it down; empty in a simulation."""
+    return {int(n): str(s) for n, s in json.loads(path.read_text(encoding="utf-8")).items()} if path.exists() else {}
 
 
 def _inception_weights() -> Path | None:

@@ -1,4 +1,4 @@
-"""`fedsynth server provision | approve | revoke | sites`: who takes part."""
+"""`fedsynth server provision | approve | revoke | sites | serve | run`: a federation over a network."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from server import provision
-from shared import keys
-from shared.config import read
+from server.run import run
+from server.serve import serve
+from shared import keys, logs
+from shared.config import Experiment, read
 from shared.errors import FederationError
 
 app = typer.Typer()
@@ -75,6 +78,42 @@ def sites_command(
         typer.echo(f"{m.site:20} {state:18} {m.fingerprint}")
     for line in provision.warnings(folder):
         typer.echo(f"warning: {line}", err=True)
+
+
+@app.command("serve", epilog="Example: fedsynth server serve brains.yaml")
+def serve_command(federation: File) -> None:
+    """Run the server until Ctrl-C or SIGTERM. Outside, only approved nodes find anything; runs begin with `server run`."""
+    settings, folder = _open(federation)
+    logs.begin()
+    serve(settings, folder)
+
+
+@app.command("run", epilog="Example: fedsynth server run brains.yaml configs/demo.yaml --heldout heldout")
+def run_command(
+    federation: File,
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="what to run, e.g. configs/demo.yaml")],
+    heldout: Annotated[
+        Path | None, typer.Option(help="held-out images: a folder that `client ingest` made, or a heldout.npz")
+    ] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="stop the run; run again to go on")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print summary.json at the end")] = False,
+) -> None:
+    """Run an experiment with the sites of a running server; summary, release and report at the end.
+
+    Ctrl-C leaves the run going; the same command follows it again. A run that was cut off goes on after its last round.
+    """
+    _, folder = _open(federation)
+    wanted = read(experiment, Experiment)
+    out = folder / "runs" / wanted.name
+    if stop:
+        (out / "wanted.json").unlink(missing_ok=True)
+        typer.echo(f"stopped {wanted.name}")
+        return
+    console = Console(stderr=as_json)
+    report = run(folder, wanted, heldout, console)
+    if as_json:
+        typer.echo((out / "summary.json").read_text(encoding="utf-8"))
+    console.print(f"report   {report}\nrelease  {out / 'release'}", highlight=False, soft_wrap=True)
 
 
 def compare(heard: str | None, expected: str, what: str) -> None:

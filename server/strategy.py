@@ -33,6 +33,7 @@ class PatientFedAvg(FedAvg):  # type: ignore[misc]  # flwr is untyped for us
     first_round       1, or the round to go on with after an interruption
     sites             how many sites the experiment has; that many nodes are waited for, `join_timeout_s` at most
     minimum_sites     fewer good replies in a round end the run with FederationError
+    names             the site of each node, where nodes are authenticated; a reply under another name is not used
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class PatientFedAvg(FedAvg):  # type: ignore[misc]  # flwr is untyped for us
         events: Events,
         after_round: Callable[[int, Tensors], None],
         join_timeout_s: float = 180.0,
+        names: Callable[[], dict[int, str]] = dict,
     ) -> None:
         super().__init__(fraction_evaluate=0.0)
         self.experiment = experiment
@@ -55,6 +57,7 @@ class PatientFedAvg(FedAvg):  # type: ignore[misc]  # flwr is untyped for us
         self.sites, self.minimum_sites, self.first_round = sites, minimum_sites, first_round
         self.events, self.after_round = events, after_round
         self.join_timeout_s = join_timeout_s
+        self.names = names
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -100,10 +103,15 @@ class PatientFedAvg(FedAvg):  # type: ignore[misc]  # flwr is untyped for us
         self, message: Message, expected: messages.Shapes, number: int, seen: set[str]
     ) -> messages.TrainReply | None:
         """A checked reply, or none after the reason has been recorded."""
-        site, reason = f"node {message.metadata.src_node_id}", "the app at the site failed; its own log says why"
+        node = message.metadata.src_node_id
+        names = self.names()
+        known = names.get(node)
+        site, reason = known or f"node {node}", "the app at the site failed; its own log says why"
         if not message.has_error():
             try:
                 reply = messages.unpack_reply(message.content, expected, self._asked(number))
+                if names and reply.site != known:
+                    raise MessageError("a reply under the name of another site")
                 site = reply.site
                 if isinstance(reply, messages.TrainReply) and site not in seen:
                     return reply

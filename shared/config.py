@@ -1,8 +1,7 @@
 """Frozen settings, read from YAML and checked once, at the edge.
 
-An experiment file holds an `Experiment`; a hospital's own file holds a `Site`. An unknown key is an error that names
-the key and the nearest valid one. Privacy settings and performance settings are two records: the first decide what a
-patient reveals, the second never do.
+An experiment file holds an `Experiment`; a hospital's own file holds a `Site`. An unknown key is an error that names the key and
+the nearest valid one. Privacy and performance settings are two records: the first decide what a patient reveals, the second never.
 
 Left out: anything that reads data, and defaults that depend on the machine (see `network.device_for`).
 """
@@ -18,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from shared.errors import ConfigError
 from shared.pacs import Pacs
+from shared.permits import Policy
 from shared.record import Positive, PositiveFloat, Record
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -44,6 +44,7 @@ class Site(Record):
                     refusal, tell whether they do. Otherwise everything in `records` counts for everybody
     share           noisy figures that may leave beside the update: "patient-count", "mean-loss"; each has its price
     weight          public weight of this site's update in the average; never derived from its patient count
+    policy          limits and approvals for the deployed federation
     """
 
     name: SiteName
@@ -59,6 +60,7 @@ class Site(Record):
     separate_cohorts: bool = False
     share: tuple[Literal["patient-count", "mean-loss"], ...] = ()
     weight: PositiveFloat = 1.0
+    policy: Policy = Policy()
 
     @model_validator(mode="after")
     def _consistent(self) -> Site:

@@ -7,7 +7,8 @@ FedsynthError                 the base: one line for the user, exit code 1
 ├── WeightsError              a weights file is missing, altered or does not fit the network
 ├── PrivacyError              a privacy condition cannot be met (calibration, noise-to-signal, seeds)
 │   ├── BudgetExceeded        the work would pass the hospital's cap; nothing was computed
-│   └── LedgerError           the ledger is damaged, locked or belongs to another cohort
+│   ├── LedgerError           the ledger is damaged, locked or belongs to another cohort
+│   └── PolicyError           the hospital's own policy does not permit it: code, settings, sizes
 ├── SignatureError            a signature does not match, or a signing key cannot be used
 ├── FederationError           the federation could not run or a site failed
 └── ReleaseRefused            the release gate said no                               (exit code 3)
@@ -56,6 +57,10 @@ class LedgerError(PrivacyError):
 
 class SignatureError(FedsynthError):
     """A signature does not match, or a signing key cannot be used."""
+
+
+class PolicyError(PrivacyError):
+    """The hospital's own policy does not permit what was asked, or what was about to leave."""
 
 
 class FederationError(FedsynthError):

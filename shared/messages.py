@@ -144,6 +144,8 @@ def tensors(arrays: ArrayRecord, shapes: Shapes, what: str) -> dict[str, Tensor]
                 f"{what}: `{name}` is {array.dtype} {tuple(array.shape)}, expected float32 {tuple(shape)}"
             )
         value = array.numpy()
+        if value.dtype != np.float32 or value.shape != tuple(shape):  # what it holds, not what it says it holds
+            raise MessageError(f"{what}: `{name}` does not hold what it says")
         if not np.isfinite(value).all():
             raise MessageError(f"{what}: `{name}` holds a value that is not finite")
         out[name] = torch.from_numpy(value.copy())

@@ -11,20 +11,12 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from client import dataset
 from client.ingest import ingest
 from server import finish
 from server.evaluate import Heldout
+from server.follow import Follow, progress
 from server.plan import plan
 from server.report import write_report
 from shared import weights
@@ -83,14 +75,14 @@ def simulate(experiment: Experiment, out: Path, console: Console, inception_weig
         _keep_heldout(out / "heldout" / "cohort", target)
     # Federation
     if not (out / "summary.json").exists():
-        with _bar(console) as bar:
-            federate(experiment, out, _Follow(console, bar, experiment), inception_weights)
+        with progress(console) as bar:
+            federate(experiment, out, Follow(console, bar, experiment), inception_weights)
     # Summary, release, report
     summary = finish.summarise(out)
     refused: ReleaseRefused | None = None
     if experiment.release.images_per_class and not (out / "release").exists():
         try:
-            with _bar(console) as bar:
+            with progress(console) as bar:
                 total = experiment.release.images_per_class * len(experiment.classes)
                 task = bar.add_task("drawing the release", total=total)
                 finish.publish(out, summary, lambda done, _: bar.update(task, completed=done))
@@ -114,7 +106,7 @@ def _claim(experiment: Experiment, out: Path) -> None:
 def _ingest(site: Site, experiment: Experiment, work: Path, console: Console) -> None:
     if (work / "manifest.jsonl").exists() and any((work / "cohort").glob("*.npz")):
         return
-    with _bar(console) as bar:
+    with progress(console) as bar:
         task = bar.add_task(f"{site.name}: de-identifying", total=None)
         report = ingest(
             site,
@@ -144,49 +136,3 @@ def _keep_heldout(cohort: Path, target: Path) -> None:
     temporary = target.with_name(".heldout.tmp.npz")
     held.save(temporary)
     temporary.replace(target)
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
-
-
-class _Follow:
-    """Prints one line per round and site, and moves a bar with the time left."""
-
-    def __init__(self, console: Console, bar: Progress, experiment: Experiment) -> None:
-        self.console, self.bar = console, bar
-        self.sites = len(experiment.sites) or experiment.cohort.sites
-        self.rounds = experiment.training.rounds
-        self.task: TaskID = bar.add_task("starting the federation", total=self.rounds * self.sites)
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        kind, number = event["event"], event.get("round")
-        say = {
-            "evaluating": f"round {number}/{self.rounds}: drawing and evaluating",
-            "round_started": f"round {number}/{self.rounds}: training",
-        }.get(kind)
-        if say:
-            self.bar.update(self.task, description=say)
-        elif kind == "site_replied":
-            spent = "" if event["epsilon"] is None else f", epsilon {event['epsilon']:.3f}"
-            self.bar.advance(self.task)
-            self.console.print(f"  round {number} · {event['site']}: update received{spent}", highlight=False)
-        elif kind == "site_failed":
-            self.bar.advance(self.task)
-            self.console.print(
-                f"  round {number} · {event['site']}: [red]no update[/] · {event['reason']}", highlight=False
-            )
-        elif kind == "evaluated":
-            shown = ", ".join(
-                f"{name} {f['value']:.3g} (floor {f['floor']:.3g})" for name, f in event["metrics"].items()
-            )
-            self.console.print(f"  round {number} · evaluated: {shown}", highlight=False)

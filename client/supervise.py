@@ -1,0 +1,55 @@
+"""Keep a node running: start it, start it again after a failure (2 s, 4 s, ... 5 min), end it on SIGTERM."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from shared.errors import FederationError
+
+LOG = logging.getLogger("fedsynth.client")
+QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "HF_HUB_OFFLINE": "1"}
+FIRST_WAIT_S, LONGEST_WAIT_S, STEADY_S = 2.0, 300.0, 600.0
+
+
+def supervise(site: Path, work: Path, attempts: int | None = None) -> None:
+    """Keep a node running until SIGTERM or Ctrl-C. FederationError after `attempts` failures one after another."""
+    command = [sys.executable, "-P", "-m", "client.serve", str(site.resolve()), str(work.resolve())]
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    wait_s, failures = FIRST_WAIT_S, 0
+    while not stop.is_set():
+        began = time.monotonic()
+        process = subprocess.Popen(command, start_new_session=True, env=os.environ | QUIET)  # noqa: S603 - ourselves
+        try:
+            while process.poll() is None and not stop.wait(0.2):
+                pass
+        finally:
+            _end(process)
+        if stop.is_set():
+            return
+        if time.monotonic() - began > STEADY_S:
+            wait_s, failures = FIRST_WAIT_S, 0
+        failures += 1
+        if attempts is not None and failures >= attempts:
+            raise FederationError(f"the node failed {failures} times; the lines above say why")
+        LOG.warning("the node ended; starting it again in %.0f s", wait_s)
+        stop.wait(wait_s)
+        wait_s = min(wait_s * 2, LONGEST_WAIT_S)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

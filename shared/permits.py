@@ -1,0 +1,40 @@
+"""What one hospital permits beyond its budget: the part `policy` of its site file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from shared.record import Positive, Record
+
+
+class Policy(Record):
+    """What one hospital permits, beyond its budget. Only its own file can say so; nothing that arrives widens it.
+
+    rounds, steps   the most of one run; steps are counted over all its rounds
+    trainable       the parts of the network whose update may leave
+    bases           bases that may be trained on, by name; empty: any that is installed here
+    megabytes       the most that one message may hold, in either direction
+    signatures      how many different signers must have approved an app bundle before it may run
+    signers         fingerprints (64 hexadecimal digits) of the Ed25519 keys that may approve; empty: the node's own key
+    app_network     "none": the app's process has no network but the node that started it, by Linux namespaces; the node does
+                    not start where that is impossible. "host": it has the machine's network, for a container that has none
+    """
+
+    rounds: Positive = 100
+    steps: Positive = 10_000
+    trainable: tuple[Literal["adapter", "full"], ...] = ("adapter", "full")
+    bases: tuple[str, ...] = ()
+    megabytes: Positive = 1000
+    signatures: Positive = 1
+    signers: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = ()
+    app_network: Literal["none", "host"] = "none"
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Policy:
+        if self.signatures > max(1, len(set(self.signers))):
+            raise ValueError(
+                f"{self.signatures} signatures cannot come from {len(set(self.signers))} signers; name more"
+            )
+        return self

@@ -1,0 +1,105 @@
+"""The app's process reaches the node that started it, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from client import isolation
+
+ROOT = str(Path(__file__).parents[1])
+
+# What an app might try. Each line says what came of it
+TRIES = """
+import socket, sys
+port, outside = int(sys.argv[1]), int(sys.argv[2])
+def attempt(name, action):
+    try:
+        print(name, action())
+    except OSError as error:
+        print(name, "refused")
+def ask(address):
+    with socket.create_connection(address, timeout=5) as line:
+        line.sendall(b"hello")
+        return line.recv(100).decode()
+attempt("node", lambda: ask(("127.0.0.1", port)))
+attempt("machine", lambda: ask(("127.0.0.1", outside)))
+attempt("internet", lambda: ask(("192.0.2.1", 80)))
+attempt("names", lambda: socket.getaddrinfo("example.org", 80))
+datagram = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+attempt("datagram", lambda: datagram.sendto(b"x", ("192.0.2.1", 53)))
+print("interfaces", sorted(name for _, name in socket.if_nameindex()))
+"""
+
+
+@pytest.fixture
+def needs_namespaces() -> None:
+    if not isolation.available():
+        pytest.skip("this machine does not let a user make network namespaces")
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="iso-") as folder:  # a socket's path is short
+        yield Path(folder)
+
+
+def answering(listener: socket.socket, word: bytes) -> None:
+    def serve() -> None:
+        while True:
+            try:
+                peer, _ = listener.accept()
+            except OSError:
+                return
+            with peer:
+                peer.sendall(word + b" heard " + peer.recv(100))
+
+    threading.Thread(target=serve, daemon=True).start()
+
+
+@pytest.mark.usefixtures("needs_namespaces")
+def test_the_app_reaches_the_node_and_nothing_else(place: Path) -> None:
+    door = socket.socket(socket.AF_UNIX)
+    door.bind(str(place / "s"))
+    door.listen()
+    machine = socket.create_server(("127.0.0.1", 0))
+    with door, machine:
+        answering(door, b"node")
+        answering(machine, b"machine")
+        (place / "tries.py").write_text(TRIES)
+        outside = machine.getsockname()[1]
+        program = [sys.executable, str(place / "tries.py"), "4567", str(outside)]
+        environment = os.environ | {"PYTHONPATH": ROOT}
+        free = subprocess.run(
+            [sys.executable, "-c", f"import socket; socket.create_connection(('127.0.0.1', {outside}), 5)"], check=False
+        )
+        assert free.returncode == 0  # without isolation the same machine's port is reached
+        done = subprocess.run(
+            isolation.command(place / "s", 4567, program),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env=environment,
+        )
+    said = dict(text.split(" ", 1) for text in done.stdout.strip().splitlines())
+    assert said["node"] == "node heard hello", done.stderr
+    assert {said[name] for name in ("machine", "internet", "names", "datagram")} == {"refused"}
+    assert said["interfaces"] == "['lo']"
+
+
+@pytest.mark.usefixtures("needs_namespaces")
+def test_the_programs_exit_code_is_ours(place: Path) -> None:
+    program = [sys.executable, "-c", "raise SystemExit(7)"]
+    done = subprocess.run(
+        isolation.command(place / "none", 4567, program), check=False, env=os.environ | {"PYTHONPATH": ROOT}, timeout=60
+    )
+    assert done.returncode == 7

@@ -1,0 +1,313 @@
+"""A federation over a network: one server and three sites, processes of their own, TLS and node keys, loopback.
+
+From `provision` to `release`, and what must be refused on the way. Nothing is installed at run time and nothing leaves 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from rich.console import Console
+from typer.testing import CliRunner
+
+from client import approval, isolation, journal, line, node
+from client.cli import app as client_app
+from client.ingest import ingest
+from server import provision
+from server.cli import app as server_app
+from server.run import run
+from server.serve import serve
+from shared import bundle, keys
+from shared.config import Experiment, read
+from shared.errors import FederationError
+from simulations import hospitals
+from simulations.federation import marked
+
+TINY = """
+name: tiny
+data: phantoms
+base: none
+network: {image_size: 16, channels: [8, 16], groups: 4, latents: 4, encoder_channels: 8}
+cohort: {sites: 3, patients_per_site: 4, heldout_patients: 4, slices_per_patient: 4}
+training: {trainable: adapter, rounds: 1, steps: 2}
+privacy: {epsilon: 4, max_nsr: 100}
+evaluation: {samples: 12, sampler_steps: 2, bootstrap: 20}
+release: {images_per_class: 2, sampler_steps: 2, minimum_sites: 2}
+"""
+NAMES = ("north", "south", "east")
+
+
+@dataclass
+class Network:
+    """A running federation."""
+
+    folder: Path
+    experiment: Experiment
+    processes: dict[str, subprocess.Popen[bytes]]
+
+    @property
+    def federation(self) -> Path:
+        return self.folder / "brains"
+
+    def work(self, site: str) -> Path:
+        return self.folder / "work" / site
+
+    def kit(self, site: str) -> keys.Kit:
+        return node.load_kit(self.work(site))
+
+
+def command(app: object, *words: object) -> str:
+    """A command of ours, in this process; its output."""
+    return str(CliRunner().invoke(app, [str(w) for w in words], catch_exceptions=False).output).strip()  # type: ignore[arg-type]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextlib.contextmanager
+def network(folder: Path, mark: str) -> Iterator[Network]:
+    """Provision, admit three sites, and start everything."""
+    (folder / "tiny.yaml").write_text(TINY)
+    experiment = read(folder / "tiny.yaml", Experiment)
+    sites, heldout = hospitals.build(experiment, folder, lambda _: None)
+    for site in [*sites, heldout]:
+        ingest(
+            site,
+            classes=list(experiment.classes),
+            image_size=16,
+            slices_per_patient=4,
+            work=folder / "work" / site.name,
+        )
+        tree = site.model_dump(mode="json") | {"epsilon_cap": 8.0}
+        if not isolation.available():
+            tree["policy"]["app_network"] = "host"
+        (folder / f"{site.name}.yaml").write_text(yaml.safe_dump(tree))
+    fed = folder / "fed.yaml"
+    fed.write_text(f"name: brains\naddress: 127.0.0.1:{free_port()}\nlisten: 127.0.0.1\n")
+    authority = command(server_app, "provision", fed).splitlines()[-1].partition(":  ")[2]
+    for name in NAMES:
+        file, work = folder / f"{name}.yaml", folder / "work" / name
+        digits = command(client_app, "request", file, "--work", work).splitlines()[-1].partition(":  ")[2]
+        command(server_app, "approve", fed, f"{name}.request.json", "--fingerprint", digits)
+        kit = folder / "brains" / "kits" / f"{name}.kit.json"
+        command(client_app, "join", file, kit, "--work", work, "--fingerprint", authority)
+        assert command(client_app, "approve", file, "--work", work, "--yes").endswith("it may run")
+    environment = os.environ | {"FEDSYNTH_TEST": mark, "PYTHONPATH": str(Path(__file__).parents[1])}
+    started: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(name: str, room: str, *words: object) -> None:
+        program = [sys.executable, "-c", f"from {room}.cli import app; app()", *map(str, words)]
+        with (folder / f"{name}.log").open("wb") as log:
+            started[name] = subprocess.Popen(program, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+    try:
+        start("server", "server", "serve", fed)
+        deadline = time.monotonic() + 90
+        while b"serving brains" not in (folder / "server.log").read_bytes() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        for name in NAMES:
+            start(name, "client", "serve", folder / f"{name}.yaml", "--work", folder / "work" / name)
+        yield Network(folder, experiment, started)
+    finally:
+        for process in started.values():
+            process.send_signal(signal.SIGTERM)
+        for process in started.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    folder = tmp_path_factory.mktemp("network")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        with network(folder, str(folder)) as running:
+            run(running.federation, running.experiment, running.work("heldout"), Console(quiet=True))
+            yield running
+    finally:
+        os.chdir(before)
+
+
+def test_three_sites_train_and_the_release_is_written(net: Network) -> None:
+    out = net.federation / "runs" / "tiny"
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["sites_total"] == summary["sites_contributed"] == 3
+    assert all(3 < epsilon <= 4 for epsilon in summary["epsilon_per_patient"].values())
+    for name in ("report.html", "release/SHA256SUMS", "release/MODEL_CARD.md"):
+        assert (out / name).stat().st_size > 0, name
+    for name in NAMES:
+        assert [e["kind"] for e in journal.read(net.work(name))] == ["started", "asked", "sent"]
+        assert (net.work(name) / "ledger.jsonl").exists()
+
+
+def test_outside_there_is_the_nodes_door_and_nothing_else(net: Network) -> None:
+    """Nobody registers a node, starts a run, reads a log or takes a task from outside, whatever key is shown."""
+    kit = net.kit("north")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=kit.ca)
+    key = node.private_key(net.work("north")).public_key()
+    header = {FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(public_key_to_bytes(key)).decode()}
+    paths = ["control/register-node", "control/start-run", "control/list-runs", "control/stream-logs"]
+    paths += ["runtime/acquire-task", "runtime/push-messages", "../docs", "fleet/../control/start-run"]
+    with httpx.Client(verify=context, headers=header) as client:
+        for path in paths:
+            assert client.post(f"https://{kit.address}/v1/{path}", content=b"").status_code == 404, path
+        assert client.get(f"https://{kit.address}/openapi.json").status_code == 404
+        unsigned = client.post(f"https://{kit.address}/v1/fleet/pull-messages", content=b"")
+        assert unsigned.status_code >= 400
+    with pytest.raises(httpx.TransportError):  # TLS alone
+        httpx.post(f"http://{kit.address}/v1/fleet/activate-node")
+
+
+def test_a_task_is_given_only_to_who_knows_the_secret(net: Network) -> None:
+    log = (net.folder / "server.log").read_text()
+    assert "serving brains" in log
+    ports = [
+        int(part.rpartition(":")[2])
+        for process in marked(f"FEDSYNTH_TEST={net.folder}")
+        for part in (Path("/proc") / str(process) / "cmdline").read_bytes().decode().split("\0")
+        if part.startswith("127.0.0.1:")
+    ]
+    refused = [httpx.post(f"http://127.0.0.1:{port}/v1/runtime/acquire-task", content=b"") for port in reach(ports)]
+    assert refused and all(answer.status_code in (401, 403) for answer in refused)
+
+
+def reach(ports: list[int]) -> list[int]:
+    """Those that listen in this network namespace: the sites' doors do not."""
+    open_ = []
+    for port in set(ports):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                open_.append(port)
+    return open_
+
+
+def test_a_good_line_says_nothing(net: Network) -> None:
+    assert line.probe(net.kit("north"), node.private_key(net.work("north"))) == []
+
+
+def test_an_unknown_key_is_refused(net: Network) -> None:
+    with pytest.raises(FederationError, match="does not admit this node"):
+        line.probe(net.kit("north"), ec.generate_private_key(ec.SECP384R1()))
+
+
+def test_a_node_with_another_sites_key_is_refused(net: Network, tmp_path: Path) -> None:
+    """South's files with north's key: the kit, which is bound to a key, does not let it start."""
+    shutil.copytree(net.work("south"), tmp_path / "work")
+    for name in ("node.key",):
+        (tmp_path / "work" / "node" / name).unlink()
+        keys.write_secret(tmp_path / "work" / "node" / name, (net.work("north") / "node" / name).read_bytes())
+    words = [str(net.folder / "south.yaml"), str(tmp_path / "work")]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "client.serve", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert done.returncode == 1
+    assert "the kit is for another key than this node's" in done.stderr
+
+
+def test_a_server_of_another_authority_is_refused(net: Network, tmp_path: Path) -> None:
+    other = provision.Federation(name="others", address=net.kit("north").address)
+    list(provision.provision(other, tmp_path / "others"))
+    kit = net.kit("north").model_copy(update={"ca": (tmp_path / "others" / "ca.pem").read_text()})
+    with pytest.raises(FederationError, match="certificate does not hold"):
+        line.probe(kit, node.private_key(net.work("north")))
+
+
+def test_an_expired_certificate_is_refused_by_both_sides(
+    net: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = provision.Federation(name="late", address=f"127.0.0.1:{free_port()}")
+    folder = tmp_path / "late"
+    with monkeypatch.context() as past:
+        long_ago = keys.now() - datetime.timedelta(days=500)
+        past.setattr(keys, "now", lambda: long_ago)
+        list(provision.provision(federation, folder))
+    with pytest.raises(FederationError, match="has expired"):
+        serve(federation, folder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem", folder / "server.key")
+    with socket.create_server(("127.0.0.1", federation.port)) as listener:
+
+        def greet() -> None:
+            with (
+                contextlib.suppress(OSError),
+                listener.accept()[0] as peer,
+                context.wrap_socket(peer, server_side=True),
+            ):
+                pass
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        late = {"address": federation.address, "ca": (folder / "ca.pem").read_text()}
+        with pytest.raises(FederationError, match="certificate has expired"):
+            line.probe(net.kit("north").model_copy(update=late), node.private_key(net.work("north")))
+        thread.join(10)
+
+
+def test_a_second_run_goes_on_without_the_site_that_does_not_approve_and_without_the_revoked_one(net: Network) -> None:
+    """East withdraws its approval of the code; then the coordinator shuts south out: 2 of 3, and south is out at once."""
+    withdrawn = approval.withdraw(net.work("east"), bundle.sha256(bundle.build()))
+    assert withdrawn == 1
+    again = net.experiment.model_copy(update={"name": "again"})
+    run(net.federation, again, net.work("heldout"), Console(quiet=True))
+    out = net.federation / "runs" / "again"
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["sites_contributed"], summary["sites_total"]) == (2, 3)
+    events = [json.loads(text) for text in (out / "server" / "events.jsonl").read_text().splitlines()]
+    failed = [e for e in events if e["event"] == "site_failed"]
+    assert [e["site"] for e in failed] == ["east"]
+    assert "has not approved the app bundle" in failed[0]["reason"]
+    assert [e["kind"] for e in journal.read(net.work("east"))][-1] == "refused"
+    command(server_app, "revoke", net.folder / "fed.yaml", "south")
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            line.probe(net.kit("south"), node.private_key(net.work("south")))
+        except FederationError as error:
+            assert "does not admit this node" in str(error)
+            break
+        time.sleep(0.5)
+    else:
+        pytest.fail("the revoked site is still admitted")
+
+
+def test_everything_ends_when_it_is_told_to(net: Network) -> None:
+    for process in net.processes.values():
+        process.send_signal(signal.SIGTERM)
+    codes = {name: process.wait(40) for name, process in net.processes.items()}
+    assert codes == dict.fromkeys(net.processes, 0)
+    deadline = time.monotonic() + 15
+    while (left := marked(f"FEDSYNTH_TEST={net.folder}")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == []
