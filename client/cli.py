@@ -93,12 +93,15 @@ def deidentify(
     source: Annotated[Path | None, typer.Argument(metavar="IN", help="folder or file of DICOM")] = None,
     target: Annotated[Path | None, typer.Argument(metavar="OUT", help="folder for the rebuilt files")] = None,
     key: Annotated[Path | None, typer.Option(help="the site's key; made when it does not exist")] = None,
+    text_check: Annotated[
+        bool, typer.Option(help="look for text in every frame; withhold a series that shows any")
+    ] = True,
     what_if: Annotated[bool, typer.Option("--what-if", help="print what would survive, and do nothing")] = False,
     conformance: Annotated[
         bool, typer.Option("--conformance", help="print the DICOM conformance statement, and do nothing")
     ] = False,
 ) -> None:
-    """Rebuild DICOM files from the allow-list. Faces and text in the pixels stay: keep the result in the hospital.
+    """Rebuild DICOM files from the allow-list. Faces stay: keep the result in the hospital.
 
     Example: fedsynth client deidentify scans rebuilt --key pseudonym.key
 
@@ -116,7 +119,7 @@ def deidentify(
         raise DataError("say what to read, where to write and which key: `deidentify IN OUT --key FILE`")
     secret = pseudonym.load_or_make(key)
     with progress("rebuilding") as tell:
-        entries = export.export(source, target, secret, tell)
+        entries = export.export(source, target, secret, tell, text_check=text_check)
     page = write_report(target)
     counts = manifest.verdicts(entries)
     _say(counts["PASS"], counts["QUARANTINED"], counts["REFUSED"], manifest.reasons(entries))

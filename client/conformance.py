@@ -36,6 +36,7 @@ def _claimed() -> list[Mapping[str, str]]:
 
 def _lines() -> Iterable[str]:
     claimed = {item["CodeValue"] for item in _claimed()}
+    searched = profile.CLEAN_PIXEL_DATA["CodeValue"]
     yield "# DICOM conformance statement: de-identification"
     yield ""
     yield "Made by `fedsynth client deidentify --conformance` from the tables that the software works by; do not edit."
@@ -52,8 +53,9 @@ def _lines() -> Iterable[str]:
     yield from _table(
         ("Code (CID 7050)", "Option", "Claimed", "Note"),
         [
-            (code, name, "yes" if code in claimed else "no", meaning if code in claimed or code > "113102" else
-             "not claimed: it does not run on every file")
+            (code, name, "yes" if code in claimed else "by default" if code == searched else "no",
+             f"{meaning}; not claimed with `--no-text-check`" if code == searched else
+             meaning if code in claimed or code > "113102" else "not claimed: it does not run on every file")
             for code, (name, meaning) in OPTIONS.items()
         ],
     )  # fmt: skip
@@ -86,6 +88,8 @@ def _lines() -> Iterable[str]:
                 "De-identification Method Code Sequence (0012,0064)",
                 "; ".join(" ".join(item.values()) for item in _claimed()),
             ),
+            ("The same, by default", " ".join(profile.CLEAN_PIXEL_DATA.values())),
+            ("Burned In Annotation (0028,0301)", "NO, by default; absent with `--no-text-check`"),
             ("Longitudinal Temporal Information Modified (0028,0303)", "REMOVED"),
             ("File preamble", "128 bytes of our own, naming the software and the profile"),
             ("File Meta Information", "made anew; nothing of the source but the SOP class"),
@@ -104,10 +108,11 @@ def _lines() -> Iterable[str]:
         "Numbers are kept when they lie in the stated range. A number of the right size cannot be told from an identifier.",
         "Skull-stripped or not, a head scan can be linked to other scans of the same person.",
     ]
-    if "113101" not in claimed:
-        limits.insert(
-            0, "Text in the pixel data is not searched for on every file, and Burned In Annotation is not written."
-        )
+    limits.insert(
+        0,
+        "Text in the pixel data is looked for by optical character recognition; a series that shows any is withheld, and none is "
+        "removed. Faint text, single characters and handwriting may be missed: `client/text.py` says what was measured.",
+    )
     if "113102" not in claimed:
         limits.insert(0, "Faces are not removed from rebuilt files, and Recognizable Visual Features is not written.")
     yield from (f"* {limit}" for limit in limits)

@@ -2,19 +2,20 @@
 
 Guarantee: every attribute of the result, at every level, comes from a rule of `client.profile`; texts are constants of
 that table or words it lists; numbers are inside its ranges; UIDs and the patient identifier are keyed. Pixels are masked
-to the bits stored and have their exact length. Codes claimed: 113100 (Basic Application Confidentiality Profile) and no
-other, because no other option runs.
+to the bits stored and have their exact length. Codes claimed: 113100 (Basic Application Confidentiality Profile), and
+113101 (Clean Pixel Data Option) where `claim_clean_pixels` was called, which is for who looked at every frame.
 
 Edge cases: a required attribute that is missing, repeated or out of range quarantines the record; anything optional that
 is not valid is left out. Source: DICOM PS3.15 2026d, E.1; PS3.5, 9.1 and B.2 for UIDs.
 
-Left out: cleaning of text in the pixels and of faces; retention options; references to other objects.
+Left out: text in the pixels (`client.text`) and faces; retention options; references to other objects.
 """
 
 from __future__ import annotations
 
 import io
 
+import numpy as np
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset, write_file_meta_info
@@ -22,7 +23,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from client import enhanced, gates, pixels, rules
 from client.manifest import Reason, Withheld
-from client.profile import SOP_CLASSES
+from client.profile import CLEAN_PIXEL_DATA, SOP_CLASSES
 from client.redaction import guarded
 
 IMPLEMENTATION_UID = "2.25.292614219327341873105482071862411273431"
@@ -56,6 +57,19 @@ def _rebuild(source: FileDataset, key: bytes) -> Dataset:
     result["PixelData"].VR = "OW" if result.BitsAllocated > 8 else "OB"
     result.file_meta = file_meta(result)
     return result
+
+
+def claim_clean_pixels(result: Dataset) -> None:
+    """Say in a rebuilt record that text was looked for in every frame and none was seen (PS3.15, E.3.1)."""
+    result.BurnedInAnnotation = "NO"
+    result.DeidentificationMethodCodeSequence.append(rules.item(CLEAN_PIXEL_DATA))
+
+
+def frames(result: Dataset) -> np.ndarray:
+    """The samples of a rebuilt record as (frames, rows, columns)."""
+    kind = f"<{'i' if result.PixelRepresentation else 'u'}{result.BitsAllocated // 8}"
+    count = int(result.get("NumberOfFrames", 1)) * int(result.Rows) * int(result.Columns)
+    return np.frombuffer(result.PixelData, kind, count).reshape(-1, int(result.Rows), int(result.Columns))
 
 
 def file_meta(result: Dataset) -> FileMetaDataset:

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from pydicom.dataset import Dataset
 
-from client import deidentify, enhanced, export, gates, profile, pseudonym, reader, rules, series, volumes
+from client import deidentify, enhanced, export, gates, profile, pseudonym, reader, rules, series, text, volumes
 from client.inputs import Cut, Found, Inputs
 from client.manifest import Reason, Withheld
 from client.redaction import guarded
@@ -132,7 +133,7 @@ def _study(inputs: Inputs, found: dict[str, Series], cut: Cut, slices: int) -> n
             _give(inputs, found[token].files, Reason.OTHER_SERIES)
             continue
         try:
-            pictures = _pictures(inputs, volume, cut.size, slices)
+            pictures = _pictures(inputs, volume, cut, slices)
         except Withheld as withheld:
             _give(inputs, found[token].files, withheld.reason)
             continue
@@ -146,7 +147,7 @@ def _give(inputs: Inputs, files: set[int], reason: Reason) -> None:
         inputs.give(file, reason)
 
 
-def _pictures(inputs: Inputs, volume: list[series.Frame], size: int, slices: int) -> np.ndarray:
+def _pictures(inputs: Inputs, volume: list[series.Frame], cut: Cut, slices: int) -> np.ndarray:
     by_file: dict[int, list[int]] = defaultdict(list)
     for frame in volume:
         by_file[frame.file].append(frame.number)
@@ -160,4 +161,6 @@ def _pictures(inputs: Inputs, volume: list[series.Frame], size: int, slices: int
         parts = enhanced.split(rebuilt) if "NumberOfFrames" in rebuilt else [rebuilt]
         singles += [parts[number] for number in numbers]
     volume_RAS, spacing_mm = volumes.from_series(singles)
-    return volumes.axial(volume_RAS, spacing_mm, size=size, count=slices)
+    along = volumes.acquired_along(volume[0].orientation)
+    inspect = partial(text.check_volume, along=along) if cut.text else None
+    return volumes.axial(volume_RAS, spacing_mm, size=cut.size, count=slices, inspect=inspect)

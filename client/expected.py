@@ -87,6 +87,7 @@ ANYWHERE = """
 00280101 US n:1:16:0
 00280102 US n:0:15:0
 00280103 US n:0:1:0
+00280301 CS NO
 00280303 CS REMOVED
 00281052 DS n:-1000000:1000000:6
 00281053 DS n:0.00000001:1000000:8
@@ -98,7 +99,8 @@ ANYWHERE = """
 """
 GROUPS = "00209111 00209113 00209116 00289110 00289145"
 INSIDE = {  # the sequence around it -> what else may stand there
-    "00120064": "00080100 SH 113100\n00080102 SH DCM\n00080104 LO Basic Application Confidentiality Profile",
+    "00120064": "00080100 SH 113100|113101\n00080102 SH DCM\n"
+    "00080104 LO Basic Application Confidentiality Profile|Clean Pixel Data Option",
     "52009229": "\n".join(f"{group} SQ sequence" for group in GROUPS.split()),
     "52009230": "\n".join(f"{group} SQ sequence" for group in GROUPS.split()),
     "00209111": "00209057 UL n:1:100000:0\n00209128 UL n:1:100000:0",

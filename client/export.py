@@ -1,8 +1,9 @@
 """A folder of DICOM to a folder of rebuilt DICOM: files named by their new UIDs, and a manifest.
 
-Each file is written under a temporary name, read back, compared with the allow-list and only then renamed.
+Each file is written under a temporary name, read back and compared with the allow-list. It gets its name at the end, when
+it is known that no file of its series shows text.
 
-Left out: choosing series (every acceptable image is rebuilt), faces and text in the pixels: they stay as they are.
+Left out: choosing series (every acceptable image is rebuilt), and faces: they stay as they are.
 """
 
 from __future__ import annotations
@@ -17,15 +18,24 @@ import pydicom
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 
-from client import deidentify, gates, manifest, profile, provenance, pseudonym, reader, rules
+from client import deidentify, gates, manifest, profile, provenance, pseudonym, reader, rules, text
 from client.inputs import Inputs
 from client.manifest import Entry, Reason, Withheld
 from client.redaction import guarded
 from shared.errors import DataError
 
 
-def export(source: Path, target: Path, key: bytes, progress: Callable[[int, int], None] | None = None) -> list[Entry]:
+def export(
+    source: Path,
+    target: Path,
+    key: bytes,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    text_check: bool = True,
+) -> list[Entry]:
     """Rebuild every file of `source` (a folder or one file) into `target`; one manifest entry for each.
+
+    text_check   look for text in every frame, withhold a series that shows any, and say in files and manifest that it ran
 
     Raises DataError when there is nothing to read, or when `target` lies inside `source`.
     """
@@ -38,22 +48,40 @@ def export(source: Path, target: Path, key: bytes, progress: Callable[[int, int]
     files = [item for item in reader.listing(folder) if source.is_dir() or item[0] == source]
     inputs = Inputs(folder, files, key, progress)
     target.mkdir(parents=True, exist_ok=True, mode=0o700)
-    digests: dict[int, str] = {}
+    models = text.models() if text_check else {}
+    held: dict[int, tuple[Path, str]] = {}
     met: set[str] = set()
+    shows_text: set[str | None] = set()
+    looked = shows_text if text_check else None
     # In the order of the keyed tokens: times and places on the disk then say nothing about the order of the source.
     for file in sorted(inputs.open(), key=lambda number: inputs.entry(number).token):
         try:
-            digests[file] = guarded(Reason.UNREADABLE, lambda: _one(inputs, file, target, met))  # noqa: B023
-            inputs.give(file, Reason.OK)
+            held[file] = guarded(Reason.UNREADABLE, lambda: _one(inputs, file, target, met, looked))  # noqa: B023
         except Withheld as withheld:
             inputs.give(file, withheld.reason)
-    entries = inputs.entries(digests)
-    manifest.write(entries, target / "manifest.jsonl", provenance.header())
+            if withheld.reason is Reason.TEXT:
+                shows_text.add(inputs.entry(file).series)
+        inputs.seen(file)
+    for file, (partial, _) in held.items():
+        if inputs.entry(file).series in shows_text:
+            partial.unlink()
+            inputs.give(file, Reason.TEXT)
+        else:
+            partial.replace(partial.with_suffix(".dcm"))
+            inputs.give(file, Reason.OK)
+    entries = inputs.entries({file: digest for file, (_, digest) in held.items()})
+    options = (profile.BASIC_PROFILE, profile.CLEAN_PIXEL_DATA) if text_check else (profile.BASIC_PROFILE,)
+    manifest.write(entries, target / "manifest.jsonl", provenance.header(options, models))
     return entries
 
 
-def _one(inputs: Inputs, file: int, target: Path, met: set[str]) -> str:
-    """Rebuild one file; the SHA-256 of what was written."""
+def _one(
+    inputs: Inputs, file: int, target: Path, met: set[str], shows_text: set[str | None] | None
+) -> tuple[Path, str]:
+    """Rebuild one file under a temporary name; that and the SHA-256 of what was written.
+
+    shows_text   series in which text was seen; none: text is not looked for
+    """
     source = reader.whole(inputs.paths[file])
     describe(inputs, file, source)
     rebuilt = deidentify.rebuild(source, inputs.key)
@@ -61,6 +89,11 @@ def _one(inputs: Inputs, file: int, target: Path, met: set[str]) -> str:
     if name in met:
         raise Withheld(Reason.DUPLICATE)
     met.add(name)
+    if shows_text is not None:
+        if inputs.entry(file).series in shows_text:
+            raise Withheld(Reason.TEXT)
+        text.check(deidentify.frames(rebuilt))
+        deidentify.claim_clean_pixels(rebuilt)
     partial = target / f"{name}.partial"
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as opened:
         opened.write(deidentify.encode(rebuilt))
@@ -68,8 +101,7 @@ def _one(inputs: Inputs, file: int, target: Path, met: set[str]) -> str:
     if not within_allow_list(content):
         partial.unlink()
         raise Withheld(Reason.NOT_CLEAN)
-    partial.replace(target / f"{name}.dcm")
-    return hashlib.sha256(content).hexdigest()
+    return partial, hashlib.sha256(content).hexdigest()
 
 
 def describe(inputs: Inputs, file: int, header: Dataset) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from client import pseudonym, volumes
+from client import pseudonym, text, volumes
 from client.inputs import Cut, Found, Inputs
 from client.manifest import Reason, Withheld
 from client.redaction import guarded
@@ -43,11 +43,15 @@ def patients(inputs: Inputs, cut: Cut, classes: Sequence[str]) -> Iterator[Found
                 inputs.give(file, Reason.TWO_CLASSES)
             continue
         ((kind, files),) = people[name].items()
-        pictures = [picture for file in files if (picture := _picture(inputs, file, cut.size)) is not None]
-        if pictures:
-            kept = np.stack(pictures)[volumes.evenly(len(pictures), cut.slices)]
+        pictures = {file: picture for file in files if (picture := _picture(inputs, file, cut.size)) is not None}
+        kept = [list(pictures)[index] for index in volumes.evenly(len(pictures), cut.slices)]
+        reason = _text(inputs, kept) if cut.text else Reason.OK
+        for file in pictures:
+            inputs.give(file, reason)
+        if kept and reason is Reason.OK:
+            x_SHW = np.stack([pictures[file] for file in kept])
             person = pseudonym.pseudonym(inputs.key, "", name)
-            yield Found(person, pseudonym.token(inputs.key, "label", name), labels[kind], kept)
+            yield Found(person, pseudonym.token(inputs.key, "label", name), labels[kind], x_SHW)
 
 
 def _labels(kinds: set[str], classes: Sequence[str]) -> dict[str, int]:
@@ -66,8 +70,17 @@ def _picture(inputs: Inputs, file: int, size: int) -> np.ndarray | None:
     except Withheld as withheld:
         inputs.give(file, withheld.reason)
         return None
-    inputs.give(file, Reason.OK)
+    inputs.seen(file)
     return picture
+
+
+def _text(inputs: Inputs, kept: list[int]) -> Reason:
+    """TEXT when a kept picture, in its own size, shows any: then none of this patient's pictures is used."""
+    try:
+        text.check(grey(inputs.paths[file]) for file in kept)
+    except Withheld as withheld:
+        return withheld.reason
+    return Reason.OK
 
 
 def grey(path: Path) -> np.ndarray:

@@ -4,7 +4,7 @@ Everything is written beside its place and renamed, the cohort as a whole folder
 cohort or none, and running it again heals it.
 
 Left out: resuming half way through a folder (a PACS: `client.pull`); face removal (refused unless the site says that it is
-not needed); text in pixels.
+not needed).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client import dataset, dicom, finished, images, labels, manifest, nifti, provenance, pseudonym, pull, reader
+from client import dataset, dicom, finished, images, labels, manifest, nifti, provenance, pseudonym, pull, reader, text
 from client.finished import Batch
 from client.inputs import Cut, Found, Inputs
 from shared.config import Site
@@ -72,8 +72,9 @@ def ingest(
     records.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = pseudonym.load_or_make(records / dataset.KEY_FILE)
     by_identifier = labels.read(table, classes, key) if table else {}
-
-    source = _Source(site, key, Cut(image_size, slices_per_patient, site.minimum_slices), tuple(classes), by_identifier)
+    models = text.models() if site.text_check == "required" else {}
+    cut = Cut(image_size, slices_per_patient, site.minimum_slices, text=site.text_check == "required")
+    source = _Source(site, key, cut, tuple(classes), by_identifier)
 
     partial = work / "cohort.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -87,7 +88,7 @@ def ingest(
         assert data is not None
         batch = source.read(data, files, partial, progress)
     _replace(partial, work / "cohort")
-    manifest.write(batch.entries, work / "manifest.jsonl", provenance.header())
+    manifest.write(batch.entries, work / "manifest.jsonl", provenance.header(models=models))
     counts, reasons = manifest.verdicts(batch.entries), manifest.reasons(batch.entries)
     if silence is not None:
         raise DataError(

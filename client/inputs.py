@@ -17,11 +17,15 @@ from client.manifest import Entry, Reason, Verdict
 
 @dataclass(frozen=True)
 class Cut:
-    """How patients become slices: picture size, slices kept of a patient, least slices of a series."""
+    """How patients become slices: picture size, slices kept of a patient, least slices of a series.
+
+    text   whether slices that show text are withheld
+    """
 
     size: int
     slices: int
     minimum: int
+    text: bool = True
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ class Reason(Enum):
     NO_PATIENT = (Verdict.QUARANTINED, "no patient identifier; it cannot be grouped by patient")
     NO_ISSUER = (Verdict.QUARANTINED, "no issuer, while the same patient identifier has one in another file")
     BURNED_IN = (Verdict.QUARANTINED, "text may be burned into the pixels")
+    TEXT = (Verdict.QUARANTINED, "text was seen in the pixels of the series")
     DERIVED = (Verdict.QUARANTINED, "derived or secondary, not as acquired")
     LOCALIZER = (Verdict.QUARANTINED, "localizer")
     NOT_MAGNITUDE = (Verdict.QUARANTINED, "phase, real, imaginary or parameter map")

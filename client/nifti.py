@@ -11,12 +11,13 @@ from __future__ import annotations
 import gzip
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import nibabel
 import numpy as np
 
-from client import dicom, pseudonym, volumes
+from client import dicom, pseudonym, text, volumes
 from client.inputs import Cut, Found, Inputs
 from client.manifest import Reason, Withheld
 from client.redaction import guarded
@@ -63,7 +64,9 @@ def _session(inputs: Inputs, files: list[int], cut: Cut, slices: int) -> np.ndar
             volume_RAS, spacing_mm = guarded(Reason.UNREADABLE, lambda: volume(inputs.paths[file]))  # noqa: B023
             if min(volume_RAS.shape) < cut.minimum:
                 raise Withheld(Reason.FEW_SLICES)
-            pictures = volumes.axial(volume_RAS, spacing_mm, size=cut.size, count=slices)
+            along = guarded(Reason.UNREADABLE, lambda: stored_along(inputs.paths[file]))  # noqa: B023
+            inspect = partial(text.check_volume, along=along) if cut.text else None
+            pictures = volumes.axial(volume_RAS, spacing_mm, size=cut.size, count=slices, inspect=inspect)
         except Withheld as withheld:
             inputs.give(file, withheld.reason)
             continue
@@ -77,15 +80,7 @@ def _rank(path: Path) -> tuple[bool, int, str]:
 
 def volume(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
     """The first volume (right, anterior, superior) as float32, and its spacing in mm. Raises Withheld."""
-    content = _unpacked(path)
-    kind = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}.get(int.from_bytes(content[:4], "little"))
-    if kind is None:
-        kind = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}.get(int.from_bytes(content[:4], "big"))
-    if kind is None:
-        raise Withheld(Reason.NOT_AN_IMAGE)
-    image = kind.from_bytes(content)
-    if not int(image.header["qform_code"]) and not int(image.header["sform_code"]):
-        raise Withheld(Reason.ORIENTATION)
+    image = _stored(path)
     if image.get_data_dtype().kind not in "iuf":
         raise Withheld(Reason.COLOUR)
     if len(image.shape) < 3 or np.prod(image.shape, dtype=float) * 4 > LIMIT_BYTES:
@@ -98,6 +93,25 @@ def volume(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
         raise Withheld(Reason.LABEL_MAP)
     right_mm, anterior_mm, superior_mm = (float(step) for step in np.linalg.norm(image.affine[:3, :3], axis=0))
     return first, (right_mm, anterior_mm, superior_mm)
+
+
+def stored_along(path: Path) -> int:
+    """Axis of `volume` along which the file's slices follow each other: as a rule, those that were acquired."""
+    return int(nibabel.io_orientation(_stored(path).affine)[2][0])
+
+
+def _stored(path: Path) -> nibabel.Nifti1Image:
+    """The image in the file's own order; its samples are not read yet. Raises Withheld."""
+    content = _unpacked(path)
+    kind = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}.get(int.from_bytes(content[:4], "little"))
+    if kind is None:
+        kind = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}.get(int.from_bytes(content[:4], "big"))
+    if kind is None:
+        raise Withheld(Reason.NOT_AN_IMAGE)
+    image = kind.from_bytes(content)
+    if not int(image.header["qform_code"]) and not int(image.header["sform_code"]):
+        raise Withheld(Reason.ORIENTATION)
+    return image
 
 
 def _unpacked(path: Path) -> bytes:

@@ -25,6 +25,11 @@ BASIC_PROFILE = {
     "CodingSchemeDesignator": "DCM",
     "CodeMeaning": "Basic Application Confidentiality Profile",
 }
+CLEAN_PIXEL_DATA = {  # with Burned In Annotation NO, only where text was looked for in every frame: PS3.15, E.3.1
+    "CodeValue": "113101",
+    "CodingSchemeDesignator": "DCM",
+    "CodeMeaning": "Clean Pixel Data Option",
+}
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,7 @@ SOP_CLASSES: dict[str, tuple[str, tuple[Rule, ...]]] = {
 def allowed() -> frozenset[str]:
     """Keywords of every attribute that may stand in a rebuilt record, at any level."""
     rules = [*SINGLE_FRAME, *MULTI_FRAME, *(rule for group in GROUPS.values() for rule in group)]
-    return frozenset({"SOPClassUID", *GROUPS, *BASIC_PROFILE, *(rule.keyword for rule in rules)})
+    return frozenset({"SOPClassUID", "BurnedInAnnotation", *GROUPS, *BASIC_PROFILE, *(rule.keyword for rule in rules)})
 
 
 def describe() -> list[tuple[str, str, str]]:
@@ -185,6 +190,7 @@ def describe() -> list[tuple[str, str, str]]:
         if rows.setdefault(rule.keyword, said) != said:
             rows[rule.keyword] += f" (multi-frame: {said})"
     rows |= {"SOPClassUID": "kept; one of " + ", ".join(name for name, _ in SOP_CLASSES.values())}
+    rows |= {"BurnedInAnnotation": "NO, and only where text was looked for in every frame"}
     for group, rules in GROUPS.items():
         rows[group] = "per frame: " + ", ".join(rule.keyword for rule in rules)
         rows |= {rule.keyword: _words_for(rule) for rule in rules}

@@ -113,11 +113,16 @@ def _written(rule: Rule, value: float) -> Any:
 
 def _constant(rule: Rule) -> Any:
     if isinstance(rule.constant, Mapping):
-        item = Dataset()
-        for keyword, value in rule.constant.items():
-            setattr(item, keyword, value)
-        return [item]
+        return [item(rule.constant)]
     return rule.constant.split("\\") if isinstance(rule.constant, str) and "\\" in rule.constant else rule.constant
+
+
+def item(values: Mapping[str, str]) -> Dataset:
+    """An item of a sequence with these constants."""
+    made = Dataset()
+    for keyword, value in values.items():
+        setattr(made, keyword, value)
+    return made
 
 
 def _one(source: Dataset, keyword: str) -> str:

@@ -11,7 +11,7 @@ Left out: bias-field correction, resampling between slices, registration.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import highdicom
 import numpy as np
@@ -37,10 +37,26 @@ def from_series(frames: Sequence[Dataset]) -> tuple[np.ndarray, tuple[float, flo
     return guarded(Reason.GEOMETRY, build)
 
 
-def axial(volume_RAS: np.ndarray, spacing_mm: tuple[float, float, float], *, size: int, count: int) -> np.ndarray:
+Inspect = Callable[[np.ndarray, np.ndarray, tuple[float, float]], None]
+
+
+def acquired_along(orientation: Sequence[float]) -> int:
+    """Axis of a (right, anterior, superior) volume along which its slices follow each other, by their row and column cosines."""
+    return int(np.argmax(np.abs(np.cross(orientation[:3], orientation[3:]))))
+
+
+def axial(
+    volume_RAS: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    *,
+    size: int,
+    count: int,
+    inspect: Inspect | None = None,
+) -> np.ndarray:
     """At most `count` axial pictures (S, size, size) uint8 in [0, 255], evenly over the usable levels, lowest first.
 
-    Values are scaled by the 1st and 99th percentile of the foreground; the two constants are not kept.
+    Values are scaled by the 1st and 99th percentile of the foreground; the two constants are not kept. `inspect` is told the
+    volume, the levels that are kept and the two constants before any picture is made; it may raise Withheld.
     """
     if not np.isfinite(volume_RAS).all():
         raise Withheld(Reason.PIXEL_FORMAT)
@@ -54,6 +70,8 @@ def axial(volume_RAS: np.ndarray, spacing_mm: tuple[float, float, float], *, siz
     area = foreground.sum(axis=(0, 1))
     usable = np.flatnonzero(area >= USABLE_AREA * area.max())
     levels = usable[evenly(len(usable), count)]
+    if inspect is not None:
+        inspect(volume_RAS, levels, (float(low), float(high)))
     pictures = np.clip((volume_RAS[:, :, levels] - low) / (high - low), 0, 1) * 255
     seen = pictures[::-1, ::-1, :].transpose(2, 1, 0)  # (level, front to back, right to left)
     return np.stack([square(picture, spacing_mm[1], spacing_mm[0], size) for picture in seen])

@@ -34,6 +34,7 @@ class Site(Record):
     labels          CSV with the columns patient_id,class beside or inside the data; none: every patient is unlabelled
     face_removal    "required" refuses heads (face removal is not built in yet); "none" is the hospital's word that the
                     input holds no face or that it accepts the risk: the slices never leave the site
+    text_check      "required" withholds a series with text in its pixels; "none" is the hospital's word that there is none
     epsilon_cap     the most that any patient of this site may ever spend, over all runs of the cohort; null: no cap, also
                     training without privacy is allowed (rehearsals on public data only)
     delta           at which the cap holds, and the largest that is accepted from an experiment; none: 1e-5, or with more than
@@ -53,6 +54,7 @@ class Site(Record):
     format: Literal["dicom", "nifti", "images"] = "dicom"
     labels: Path | None = None
     face_removal: Literal["required", "none"] = "required"
+    text_check: Literal["required", "none"] = "required"
     minimum_slices: Positive = 15
     epsilon_cap: PositiveFloat | None = 8.0
     delta: Annotated[float, Field(gt=0, le=1e-3)] | None = None
@@ -69,9 +71,7 @@ class Site(Record):
         if self.pacs is not None and self.format != "dicom":
             raise ValueError("a PACS holds DICOM; leave `format` out")
         if self.records is not None and not self.records.is_absolute():
-            raise ValueError(
-                "`records` must be an absolute path, so that it is the same folder wherever a command runs"
-            )
+            raise ValueError("`records` must be an absolute path: the same folder wherever a command runs")
         return self
 
 

@@ -3,7 +3,8 @@
     out/hospitals/<site>/...        what the hospital holds (DICOM of phantoms, or its share of a folder of images)
     out/sites/<site>/site.yaml      what the hospital says about itself
 
-Phantom hospitals differ as real ones do: in contrast, noise and class mix.
+Phantom hospitals differ as real ones do: in contrast, noise and class mix. Their sites say `face_removal: none` and
+`text_check: none`, and so do those that share a folder of images: it must be one that holds neither faces nor text.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ def _phantom_site(experiment: Experiment, name: str, index: int, out: Path, pati
         format="dicom",
         labels=folder / "labels.csv",
         face_removal="none",
+        text_check="none",
         epsilon_cap=max(8.0, experiment.privacy.epsilon or 8.0),
         delta=experiment.privacy.delta,
     )
@@ -136,12 +138,13 @@ def _deal(experiment: Experiment, source: Path, out: Path) -> tuple[list[Site], 
                 data=folder,
                 format="images",
                 face_removal="none",
+                text_check="none",
                 epsilon_cap=max(8.0, experiment.privacy.epsilon or 8.0),
                 delta=experiment.privacy.delta,
             )
         )
     folder = _copy([patients[i] for i in sorted(held)], out / "hospitals" / "heldout")
-    return sites, Site(name="heldout", data=folder, format="images", face_removal="none")
+    return sites, Site(name="heldout", data=folder, format="images", face_removal="none", text_check="none")
 
 
 def _copy(patients: list[tuple[str, Path]], folder: Path) -> Path:

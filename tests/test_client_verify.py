@@ -287,6 +287,9 @@ def test_the_verifiers_table_and_the_writers_agree() -> None:
     }
     codes = pydicom.datadict.tag_for_keyword("DeidentificationMethodCodeSequence")
     written |= {(codes, int(pydicom.datadict.tag_for_keyword(word))) for word in profile.BASIC_PROFILE}
+    written.add(
+        (expected.TOP, int(pydicom.datadict.tag_for_keyword("BurnedInAnnotation")))
+    )  # where text was looked for
     shared = [pydicom.datadict.tag_for_keyword(f"{which}FunctionalGroupsSequence") for which in ("Shared", "PerFrame")]
     written |= {(around, int(pydicom.datadict.tag_for_keyword(name))) for around in shared for name in profile.GROUPS}
     judged = {place for place in expected.table() if place[1] >> 16 != 2} - {(expected.TOP, 0x00080016)}
