@@ -22,7 +22,10 @@ from shared.config import Site
 from shared.errors import DataError
 
 # Settings that do not change what a patient's files become
-UNRELATED = {"name", "data", "pacs", "labels", "epsilon_cap", "delta", "records", "separate_cohorts", "weight"}
+UNRELATED = {"name", "data", "pacs", "labels", "epsilon_cap", "delta", "records", "separate_cohorts", "weight"} | {
+    "share",
+    "policy",
+}
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,11 @@ def verify(path: LedgerPath, as_json: AsJson = False) -> None:
         f"{path}: {found['records']} records, unbroken\ncohort: {found['cohort']}\n"
         f"epsilon per patient: {_shown(found['epsilon'], '.4f')} at delta {found['delta']:g}\nlast hash: {found['last_hash']}"
     )
+    if found["counted_for_everybody"]:
+        typer.echo(
+            f"{found['counted_for_everybody']} reservation(s) count for everybody: their list of patients is missing, was "
+            "changed, or never was"
+        )
 
 
 @ledger_app.command(epilog="Example: fedsynth privacy ledger export ledger.jsonl --key office.pem --out statement.json")
@@ -191,6 +196,7 @@ def _summary(path: Path, records: list[Record]) -> dict[str, Any]:
         "records": len(records),
         "epsilon": largest if math.isfinite(largest) else None,
         "groups": len(groups),
+        "counted_for_everybody": membership.unknown(path, records),
         "last_hash": records[-1]["hash"],
     }
 

@@ -88,6 +88,13 @@ def counted(ledger: Path, records: Sequence[Record]) -> list[list[Event]]:
     return groups(ledger, spent) if apart else [events(spent)]
 
 
+def unknown(ledger: Path, records: Sequence[Record]) -> int:
+    """How many reservations count for everybody, because it is not known for certain whom they touched."""
+    names = [r.get("members") for r in records if r.get("kind") == "reserve"]
+    lost = {name for name in set(names) if load(ledger, name) is None}
+    return sum(name in lost for name in names)
+
+
 def largest(ledger: Path, records: Sequence[Record], delta: float) -> float:
     """The most that any patient on record has spent."""
     return max(epsilon(found, delta) for found in counted(ledger, records))

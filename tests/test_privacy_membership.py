@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from privacy import accounting, chain, ledger, membership
 from privacy.accounting import Event
+from privacy.cli import app
 from privacy.ledger import Ledger, verify
 from shared.errors import BudgetExceeded, LedgerError
 
@@ -121,6 +123,16 @@ def test_a_list_is_named_by_what_it_holds_in_the_chain_and_is_for_its_owner_alon
     path.write_bytes(path.read_bytes().replace(file.stem.encode(), b"0" * 64, 1))
     with pytest.raises(LedgerError, match="record 1 "):
         verify(path)
+
+
+def test_verify_says_how_many_reservations_count_for_everybody(path: Path) -> None:
+    reserve(path, NORTH)
+    reserve(path, SOUTH)
+    told = CliRunner().invoke(app, ["ledger", "verify", str(path)]).stdout
+    assert "count for everybody" not in told
+    (membership.folder(path) / f"{verify(path)[1]['members']}.txt").unlink()
+    told = CliRunner().invoke(app, ["ledger", "verify", str(path)]).stdout
+    assert "1 reservation(s) count for everybody" in told
 
 
 def test_a_list_that_cannot_be_written_stops_the_work(path: Path) -> None:
