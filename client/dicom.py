@@ -118,14 +118,16 @@ def _study(inputs: Inputs, found: dict[str, Series], cut: Cut, slices: int) -> n
     candidates = []
     for token in sorted(found):
         try:
+            physics = found[token].physics
+            assert physics is not None
+            if cut.t1_only and not physics.may_be_t1_weighted:
+                raise Withheld(Reason.NOT_T1)
             volume = series.first_volume(found[token].frames)
             if len(volume) < cut.minimum:
                 raise Withheld(Reason.FEW_SLICES)
         except Withheld as withheld:
             _give(inputs, found[token].files, withheld.reason)
             continue
-        physics = found[token].physics
-        assert physics is not None
         candidates.append((series.rank(volume, physics), token, volume))
     pictures = None
     for _, token, volume in sorted(candidates, key=lambda candidate: candidate[:2]):
@@ -135,6 +137,7 @@ def _study(inputs: Inputs, found: dict[str, Series], cut: Cut, slices: int) -> n
         try:
             pictures = _pictures(inputs, volume, cut, slices)
         except Withheld as withheld:
+            _know(inputs, {frame.file for frame in volume}, withheld.evidence)
             _give(inputs, found[token].files, withheld.reason)
             continue
         _give(inputs, {frame.file for frame in volume}, Reason.OK)
@@ -145,6 +148,11 @@ def _study(inputs: Inputs, found: dict[str, Series], cut: Cut, slices: int) -> n
 def _give(inputs: Inputs, files: set[int], reason: Reason) -> None:
     for file in sorted(files):
         inputs.give(file, reason)
+
+
+def _know(inputs: Inputs, files: set[int], evidence: dict[str, float | str] | None) -> None:
+    for file in files if evidence else ():
+        inputs.know(file, face=evidence)
 
 
 def _pictures(inputs: Inputs, volume: list[series.Frame], cut: Cut, slices: int) -> np.ndarray:
@@ -160,7 +168,7 @@ def _pictures(inputs: Inputs, volume: list[series.Frame], cut: Cut, slices: int)
             raise Withheld(Reason.GEOMETRY) from None
         parts = enhanced.split(rebuilt) if "NumberOfFrames" in rebuilt else [rebuilt]
         singles += [parts[number] for number in numbers]
-    volume_RAS, spacing_mm = volumes.from_series(singles)
-    along = volumes.acquired_along(volume[0].orientation)
-    inspect = partial(text.check_volume, along=along) if cut.text else None
-    return volumes.axial(volume_RAS, spacing_mm, size=cut.size, count=slices, inspect=inspect)
+    inspect = partial(text.check_volume, along=volumes.acquired_along(volume[0].orientation)) if cut.text else None
+    x_SHW, scan = cut.pictures(volumes.Scan(*volumes.from_series(singles)), slices, inspect)
+    _know(inputs, set(by_file), scan.evidence)
+    return x_SHW

@@ -3,8 +3,7 @@
 Everything is written beside its place and renamed, the cohort as a whole folder: an interrupted ingest leaves the old
 cohort or none, and running it again heals it.
 
-Left out: resuming half way through a folder (a PACS: `client.pull`); face removal (refused unless the site says that it is
-not needed).
+Left out: resuming half way through a folder (a PACS: `client.pull`).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from client import dataset, dicom, finished, images, labels, manifest, nifti, provenance, pseudonym, pull, reader, text
 from client.finished import Batch
-from client.inputs import Cut, Found, Inputs
+from client.inputs import Cut, Found, Inputs, Step
 from shared.config import Site
 from shared.errors import DataError
 
@@ -59,10 +58,11 @@ def ingest(
 
     Raises DataError, in one line without patient data, when nothing usable is found; the manifest then tells why.
     """
-    if site.face_removal == "required":
+    strip = site.face_removal == "required"
+    if strip and site.format == "images":
         raise DataError(
-            "face removal is not built in yet; say `face_removal: none` in the site file if the input holds no face, "
-            "or if you accept that faces stay in the slices, which never leave the site"
+            "pictures hold no volume, so nobody can check that a face is gone; ingest the DICOM or NIfTI files, or say "
+            "`face_removal: none` in the site file if the pictures hold no face"
         )
     work = work.resolve()
     data = site.data.resolve() if site.data else None
@@ -76,7 +76,8 @@ def ingest(
     key = pseudonym.load_or_make(records / dataset.KEY_FILE)
     by_identifier = labels.read(table, classes, key) if table else {}
     models = text.models() if site.text_check == "required" else {}
-    cut = Cut(image_size, slices_per_patient, site.minimum_slices, text=site.text_check == "required")
+    look = site.text_check == "required"
+    cut = Cut(image_size, slices_per_patient, site.minimum_slices, text=look, steps=_steps(site), t1_only=strip)
     source = _Source(site, key, cut, tuple(classes), by_identifier)
 
     partial = work / "cohort.partial"
@@ -91,7 +92,7 @@ def ingest(
         assert data is not None
         batch = source.read(data, files, partial, progress)
     _replace(partial, work / "cohort")
-    manifest.write(batch.entries, work / "manifest.jsonl", provenance.header(models=models))
+    manifest.write(batch.entries, work / "manifest.jsonl", provenance.header(models=models | _models(site)))
     counts, reasons = manifest.verdicts(batch.entries), manifest.reasons(batch.entries)
     if silence is not None:
         raise DataError(
@@ -143,6 +144,21 @@ class _Source:
                 return nifti.patients(inputs, self.cut)
             case _:
                 return images.patients(inputs, self.cut, self.classes)
+
+
+def _steps(site: Site) -> tuple[Step, ...]:
+    """What every volume goes through before its pictures are made, in order."""
+    if site.face_removal == "none":
+        return ()
+    from client import face  # noqa: PLC0415  (registration and networks: seconds to load, and not every site needs them)
+
+    return (face.remove,)
+
+
+def _models(site: Site) -> dict[str, str]:
+    from client import masks  # noqa: PLC0415
+
+    return {} if site.face_removal == "none" else masks.models()
 
 
 def _replace(partial: Path, place: Path) -> None:

@@ -6,26 +6,51 @@ Left out: reading the files (`client.dicom`, `client.images`, `client.nifti`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from client import pseudonym
+from client import pseudonym, volumes
 from client.manifest import Entry, Reason, Verdict
+from client.volumes import Scan
+
+Step = Callable[[Scan], Scan]
 
 
 @dataclass(frozen=True)
 class Cut:
     """How patients become slices: picture size, slices kept of a patient, least slices of a series.
 
-    text   whether slices that show text are withheld
+    text      whether slices that show text are withheld
+    steps     what each volume goes through, in order, before its pictures are made; a step may raise Withheld
+    t1_only   whether a series whose physics are known must be T1-weighted
     """
 
     size: int
     slices: int
     minimum: int
     text: bool = True
+    steps: tuple[Step, ...] = field(default=(), repr=False)  # the repr names a run's settings; a function has none
+    t1_only: bool = False
+
+    def pictures(self, scan: Scan, slices: int, inspect: volumes.Inspect | None = None) -> tuple[np.ndarray, Scan]:
+        """(S, size, size) uint8 of a volume after all steps, and the volume that they left.
+
+        inspect   told what is kept before it becomes pictures; it and the steps may raise Withheld
+        """
+        for step in self.steps:
+            scan = step(scan)
+        x_SHW = volumes.axial(
+            scan.volume_RAS,
+            scan.spacing_mm,
+            size=self.size,
+            count=slices,
+            inspect=inspect,
+            brain=scan.brain,
+            cerebrum=scan.cerebrum,
+        )
+        return x_SHW, scan
 
 
 @dataclass(frozen=True)
@@ -72,8 +97,8 @@ class Inputs:
         """Path of a file below the data folder. Patient data: compare it, never write it."""
         return self.paths[number].relative_to(self.folder).parts
 
-    def know(self, number: int, **fields: str | None) -> None:
-        """Note what is known of a file: token, patient, sop_class, series."""
+    def know(self, number: int, **fields: str | dict[str, float | str] | None) -> None:
+        """Note what is known of a file: token, patient, sop_class, series, face."""
         self._entries[number] = replace(self._entries[number], **fields)  # type: ignore[arg-type]
 
     def seen(self, number: int) -> None:

@@ -76,6 +76,15 @@ class Reason(Enum):
     NOT_REACHED = (Verdict.QUARANTINED, "a patient for whom the PACS gave no answer; asked for again next time")
     NOT_FOUND = (Verdict.QUARANTINED, "a patient of whom the PACS has no image of the wanted kind")
     OTHER_PATIENT = (Verdict.QUARANTINED, "belongs to another patient than the one asked for")
+    NOT_T1 = (Verdict.QUARANTINED, "not T1-weighted: faces are removed from T1-weighted heads only")
+    COVERAGE = (Verdict.QUARANTINED, "too little of the head in view to check that the face is gone")
+    NO_BRAIN = (Verdict.QUARANTINED, "no brain was found in it")
+    BRAIN_VOLUME = (Verdict.QUARANTINED, "brain mask of an impossible volume")
+    BRAIN_PIECES = (Verdict.QUARANTINED, "brain mask in several pieces")
+    MASKS_DIFFER = (Verdict.QUARANTINED, "two independent brain masks disagree")
+    FACE_LEFT = (Verdict.QUARANTINED, "the brain mask reaches into the face")
+    BRAIN_LOW = (Verdict.QUARANTINED, "the brain lies too low in the volume: upside down, or cut off")
+    OUTSIDE_MASK = (Verdict.QUARANTINED, "values were left outside the brain mask")
 
     @property
     def verdict(self) -> Verdict:
@@ -91,11 +100,12 @@ class Reason(Enum):
 
 
 class Withheld(DataError):
-    """This file is not used; the reason is all that is said about it."""
+    """This file is not used; the reason, and numbers for the manifest, are all that is said about it."""
 
-    def __init__(self, reason: Reason) -> None:
+    def __init__(self, reason: Reason, evidence: dict[str, float | str] | None = None) -> None:
         super().__init__(reason.text)
         self.reason = reason
+        self.evidence = evidence
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,7 @@ class Entry:
 
     token   of the instance where known, else of the file
     file    of the path below the data folder: different for every input
+    face    measures and mask digests of the removal of the face, where it ran
     """
 
     token: str
@@ -113,6 +124,7 @@ class Entry:
     series: str | None = None
     sha256: str | None = None
     file: str | None = None
+    face: dict[str, float | str] | None = None
 
     def because(self, reason: Reason) -> Entry:
         return replace(self, reason=reason)

@@ -61,13 +61,15 @@ def _session(inputs: Inputs, files: list[int], cut: Cut, slices: int) -> np.ndar
             inputs.give(file, Reason.OTHER_SERIES)
             continue
         try:
-            volume_RAS, spacing_mm = guarded(Reason.UNREADABLE, lambda: volume(inputs.paths[file]))  # noqa: B023
-            if min(volume_RAS.shape) < cut.minimum:
+            scan = volumes.Scan(*guarded(Reason.UNREADABLE, lambda: volume(inputs.paths[file])))  # noqa: B023
+            if min(scan.volume_RAS.shape) < cut.minimum:
                 raise Withheld(Reason.FEW_SLICES)
             along = guarded(Reason.UNREADABLE, lambda: stored_along(inputs.paths[file]))  # noqa: B023
             inspect = partial(text.check_volume, along=along) if cut.text else None
-            pictures = volumes.axial(volume_RAS, spacing_mm, size=cut.size, count=slices, inspect=inspect)
+            pictures, scan = cut.pictures(scan, slices, inspect)
+            inputs.know(file, face=scan.evidence or None)
         except Withheld as withheld:
+            inputs.know(file, face=withheld.evidence)
             inputs.give(file, withheld.reason)
             continue
         inputs.give(file, Reason.OK)

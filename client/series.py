@@ -7,7 +7,7 @@ instances. Volumes are never mixed: when nothing separates them, the series is w
 Of a study one series is used: T1-weighted before others, without contrast agent before with, then most slices, then
 thinnest.
 
-Left out: a demand for T1 weighting, and for a minimum coverage of the head.
+Left out: a minimum coverage of the head (`client.face` asks for one).
 """
 
 from __future__ import annotations
@@ -75,6 +75,11 @@ class Physics:
         prepared = self.three_d and "GR" in self.sequence and _between(self.TI_ms, 600, 1300)
         spin = "SE" in self.sequence and "EP" not in self.sequence and _between(self.TR_ms, 300, 900)
         return (prepared and _between(self.TE_ms, 0, 8)) or (spin and _between(self.TE_ms, 0, 30))
+
+    @property
+    def may_be_t1_weighted(self) -> bool:
+        """T1-weighted, or of a header that names no sequence (Enhanced MR): then the image itself must show it."""
+        return self.t1_weighted or not self.sequence
 
 
 def physics_of(header: Dataset) -> Physics:

@@ -6,12 +6,13 @@ top); no voxel is interpolated along the way. Obliquity that remains stays in th
 
 A picture is seen from the feet, as radiologists do: row 0 is the front, column 0 the patient's right.
 
-Left out: bias-field correction, resampling between slices, registration.
+Left out: resampling between slices; faces and shading (`client.face`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import highdicom
 import numpy as np
@@ -23,6 +24,22 @@ from client.redaction import guarded
 
 FOREGROUND = 0.1  # of the robust range: the threshold of FSL's brain extraction (Smith 2002, section 2.1)
 USABLE_AREA = 0.25  # of the largest foreground area over the levels
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A volume on its way to pictures; arrays are indexed (right, anterior, superior).
+
+    brain      where known, the mask outside which every voxel is zero
+    cerebrum   where known, the voxels whose levels are worth a picture
+    evidence   numbers and digests for the manifest, by what prepared the volume
+    """
+
+    volume_RAS: np.ndarray
+    spacing_mm: tuple[float, float, float]
+    brain: np.ndarray | None = None
+    cerebrum: np.ndarray | None = None
+    evidence: dict[str, float | str] = field(default_factory=dict)
 
 
 def from_series(frames: Sequence[Dataset]) -> tuple[np.ndarray, tuple[float, float, float]]:
@@ -52,28 +69,44 @@ def axial(
     size: int,
     count: int,
     inspect: Inspect | None = None,
+    brain: np.ndarray | None = None,
+    cerebrum: np.ndarray | None = None,
 ) -> np.ndarray:
     """At most `count` axial pictures (S, size, size) uint8 in [0, 255], evenly over the usable levels, lowest first.
 
     Values are scaled by the 1st and 99th percentile of the foreground; the two constants are not kept. `inspect` is told the
-    volume, the levels that are kept and the two constants before any picture is made; it may raise Withheld.
+    volume, the levels that are kept and the two constants before any picture is made; it may raise Withheld. With `brain`,
+    that is the foreground, and a pixel without any of it is 0; with `cerebrum`, levels are usable that hold enough of it.
     """
     if not np.isfinite(volume_RAS).all():
         raise Withheld(Reason.PIXEL_FORMAT)
-    low, high = np.percentile(volume_RAS, [2, 98])
-    foreground = volume_RAS > low + FOREGROUND * (high - low)
-    if high <= low or not foreground.any():
+    foreground = _foreground(volume_RAS) if brain is None else brain
+    if not foreground.any():
         raise Withheld(Reason.LABEL_MAP)
     low, high = np.percentile(volume_RAS[foreground], [1, 99])
     if high <= low:
         raise Withheld(Reason.LABEL_MAP)
-    area = foreground.sum(axis=(0, 1))
-    usable = np.flatnonzero(area >= USABLE_AREA * area.max())
+    area = (foreground if cerebrum is None else cerebrum).sum(axis=(0, 1))
+    usable = np.flatnonzero(area >= max(USABLE_AREA * area.max(), 1))
     levels = usable[evenly(len(usable), count)]
     if inspect is not None:
         inspect(volume_RAS, levels, (float(low), float(high)))
     pictures = np.clip((volume_RAS[:, :, levels] - low) / (high - low), 0, 1) * 255
-    seen = pictures[::-1, ::-1, :].transpose(2, 1, 0)  # (level, front to back, right to left)
+    if brain is not None:
+        pictures *= brain[:, :, levels]
+    return _seen(pictures, spacing_mm, size)
+
+
+def _foreground(volume_RAS: np.ndarray) -> np.ndarray:
+    low, high = np.percentile(volume_RAS, [2, 98])
+    if high <= low:
+        raise Withheld(Reason.LABEL_MAP)
+    return np.asarray(volume_RAS > low + FOREGROUND * (high - low))
+
+
+def _seen(levels_RAS: np.ndarray, spacing_mm: tuple[float, float, float], size: int) -> np.ndarray:
+    """(right, anterior, level) as pictures (level, front to back, right to left) of `size`."""
+    seen = levels_RAS[::-1, ::-1, :].transpose(2, 1, 0)
     return np.stack([square(picture, spacing_mm[1], spacing_mm[0], size) for picture in seen])
 
 

@@ -32,8 +32,8 @@ class Site(Record):
     pacs            archive to fetch DICOM from, instead of `data`
     format          "dicom", "nifti", or "images" (class/patient/*.png|jpg)
     labels          CSV with the columns patient_id,class beside or inside the data; none: every patient is unlabelled
-    face_removal    "required" refuses heads (face removal is not built in yet); "none" is the hospital's word that the
-                    input holds no face or that it accepts the risk: the slices never leave the site
+    face_removal    "required" keeps the brain of T1-weighted heads and withholds all in doubt ("images" are refused); "none"
+                    is the hospital's word that the input holds no face, or that it accepts the risk: slices never leave
     text_check      "required" withholds a series with text in its pixels; "none" is the hospital's word that there is none
     epsilon_cap     the most that any patient of this site may ever spend, over all runs of the cohort; null: no cap, also
                     training without privacy is allowed (rehearsals on public data only)

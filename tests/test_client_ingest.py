@@ -228,15 +228,6 @@ def test_two_work_folders_of_one_hospital_give_a_patient_one_pseudonym_and_say_w
     assert [p.name for p in records.iterdir()] == [dataset.KEY_FILE]
 
 
-def test_heads_are_refused_until_the_site_says_that_no_face_removal_is_needed(
-    tmp_path: Path, write_series: Write
-) -> None:
-    write_series(tmp_path / "data")
-    with pytest.raises(DataError, match="face_removal: none"):
-        run(tmp_path, face_removal="required")
-    assert not (tmp_path / "work").exists()
-
-
 def test_progress_runs_to_its_total(tmp_path: Path, write_series: Write) -> None:
     write_series(tmp_path / "data")
     (tmp_path / "data" / "x.txt").write_text("x")
