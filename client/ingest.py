@@ -13,8 +13,23 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from client import dataset, dicom, finished, images, labels, manifest, nifti, provenance, pseudonym, pull, reader, text
+from client import (
+    dataset,
+    dicom,
+    finished,
+    images,
+    labels,
+    manifest,
+    nifti,
+    profile,
+    provenance,
+    pseudonym,
+    pull,
+    reader,
+    text,
+)
 from client.finished import Batch
 from client.inputs import Cut, Found, Inputs, Step
 from shared.config import Site
@@ -92,7 +107,7 @@ def ingest(
         assert data is not None
         batch = source.read(data, files, partial, progress)
     _replace(partial, work / "cohort")
-    manifest.write(batch.entries, work / "manifest.jsonl", provenance.header(models=models | _models(site)))
+    manifest.write(batch.entries, work / "manifest.jsonl", _ran(site, models))
     counts, reasons = manifest.verdicts(batch.entries), manifest.reasons(batch.entries)
     if silence is not None:
         raise DataError(
@@ -155,10 +170,13 @@ def _steps(site: Site) -> tuple[Step, ...]:
     return (face.remove,)
 
 
-def _models(site: Site) -> dict[str, str]:
+def _ran(site: Site, models: Mapping[str, str]) -> dict[str, Any]:
+    """The header of the manifest: only what ran on every file that passed."""
+    if site.face_removal == "none":
+        return provenance.header(models=models)
     from client import masks  # noqa: PLC0415
 
-    return {} if site.face_removal == "none" else masks.models()
+    return provenance.header((profile.BASIC_PROFILE, profile.CLEAN_FEATURES), {**models, **masks.models()})
 
 
 def _replace(partial: Path, place: Path) -> None:

@@ -30,6 +30,11 @@ CLEAN_PIXEL_DATA = {  # with Burned In Annotation NO, only where text was looked
     "CodingSchemeDesignator": "DCM",
     "CodeMeaning": "Clean Pixel Data Option",
 }
+CLEAN_FEATURES = {
+    "CodeValue": "113102",
+    "CodingSchemeDesignator": "DCM",
+    "CodeMeaning": "Clean Recognizable Visual Features Option",
+}
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,7 @@ def test_shading_is_taken_out_of_the_brain_alone(small: Head) -> None:
 
 
 def run(folder: Path, kind: str = "dicom", **site: Any) -> Any:
-    settings = Site(name="a", data=folder / "data", format=kind, **site)
+    settings = Site(name="a", data=folder / "data", format=kind, text_check="none", **site)
     return ingest(settings, classes=["x"], image_size=64, slices_per_patient=12, work=folder / "work")
 
 
@@ -241,6 +241,7 @@ def test_a_head_goes_in_and_a_brain_comes_out(tmp_path: Path, write_series: Writ
         assert entry.face is not None and entry.face["in_face"] == 0
         assert len(str(entry.face["mask_sha256"])) == len(str(entry.face["second_sha256"])) == 64
     assert len(loaded.header["models"]) == 2
+    assert [option["CodeValue"] for option in loaded.header["options"]] == ["113100", "113102"]
 
 
 @pytest.mark.usefixtures("stubbed")
@@ -264,7 +265,7 @@ def test_a_series_in_doubt_is_withheld_with_its_measures(
         run(tmp_path)
     entries = manifest.read(tmp_path / "work" / "manifest.jsonl")
     assert all(entry.face is not None and float(entry.face["volume_ml"]) > 2100 for entry in entries)
-    assert not list((tmp_path / "work" / "cohort").iterdir())
+    assert not list((tmp_path / "work" / "cohort").glob("*.npz"))
 
 
 @pytest.mark.parametrize("attributes", [
@@ -285,6 +286,8 @@ def test_a_volume_too_small_for_a_head_is_withheld_at_once(tmp_path: Path, write
     with pytest.raises(DataError, match="coverage 16"):
         run(tmp_path)
     assert run(tmp_path, face_removal="none").patients == 1
+    header = manifest.load(tmp_path / "work" / "manifest.jsonl").header
+    assert [option["CodeValue"] for option in header["options"]] == ["113100"] and not header["models"]
 
 
 def test_pictures_without_a_volume_are_refused_before_anything_is_written(tmp_path: Path) -> None:
