@@ -31,6 +31,7 @@ from shared.prior import levels
 class Encoded:
     """One patient on the training device: x (S, H, W) uint8, latents z (S, F), statistics s (S, A), levels u (S,), label."""
 
+    pseudonym: str
     x_SHW: Tensor
     z_SF: Tensor
     s_SA: Tensor
@@ -46,11 +47,13 @@ def train(
     noise_multiplier: float,
     expected_patients: int,
     progress: Callable[[int, int], None] | None = None,
+    step: Callable[..., object] = private_step,
 ) -> dict[str, Tensor]:
     """Run one round's steps and return the update: trained minus received value of every trainable tensor.
 
     noise_multiplier   of the Gaussian mechanism; 0 trains without clipping and noise
     expected_patients  public constant; divides each sum together with the sampling rate
+    step               what takes one private step; an audit puts its own around it (see client/rehearsal.py)
     """
     # Set up
     settings, privacy = experiment.training, experiment.privacy
@@ -85,11 +88,11 @@ def train(
         )
 
     # Steps
-    for step in range(settings.steps):
+    for number in range(settings.steps):
         chosen = secure.poisson_sample(len(patients), privacy.sampling_rate)
-        private_step(loss, [patients[i] for i in chosen], optimizer, clipping=privacy.clipping)
+        step(loss, [patients[i] for i in chosen], optimizer, clipping=privacy.clipping)
         if progress:
-            progress(step + 1, settings.steps)
+            progress(number + 1, settings.steps)
     return {name: p.detach() - before[name] for name, p in trainable.items()}
 
 
@@ -129,4 +132,5 @@ def encode(model: Model, patient: Patient, device: torch.device) -> Encoded:
     """Move a patient to the device and summarise its slices with the public encoder."""
     x_SHW = torch.from_numpy(patient.x_SHW).to(device)
     x_S1HW = x_SHW.float()[:, None] / 127.5 - 1
-    return Encoded(x_SHW, model.encoder(x_S1HW)[0], statistics(x_S1HW), levels(len(x_SHW)).to(device), patient.label)
+    z_SF, s_SA, u_S = model.encoder(x_S1HW)[0], statistics(x_S1HW), levels(len(x_SHW)).to(device)
+    return Encoded(patient.pseudonym, x_SHW, z_SF, s_SA, u_S, patient.label)

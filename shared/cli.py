@@ -1,5 +1,8 @@
 """The command `fedsynth`: gathers each room's commands by the entry-point group `fedsynth.commands`, imports nothing upward.
 
+An entry `ROOM` is that room's group of commands. An entry `ROOM.COMMAND` is one command more in the group of ROOM, brought by
+a room above it: `privacy.audit` rehearses a federation, which the room `privacy` may not import.
+
 Errors of ours are printed as one line and set the exit code; others keep their traceback, without local variables, because
 those could hold patient data.
 """
@@ -36,14 +39,20 @@ def build() -> typer.Typer:
             typer.echo(f"fedsynth {version('fedsynth')}")
             raise typer.Exit
 
-    for room in sorted(entry_points(group="fedsynth.commands"), key=lambda e: e.name):
+    groups: dict[str, typer.Typer] = {}
+    for entry in sorted(entry_points(group="fedsynth.commands"), key=lambda e: e.name):
         try:
-            commands = room.load()
+            commands = entry.load()
         except ModuleNotFoundError as error:
-            if error.name == room.name:
+            if error.name == entry.module.partition(".")[0]:
                 continue
             raise
-        root.add_typer(commands, name=None if room.name in TOP_LEVEL else room.name)
+        room, _, command = entry.name.partition(".")  # sorted: a room comes before the commands that are added to it
+        if command:
+            groups[room].add_typer(commands)  # without a name of its own: its command joins the group
+        else:
+            groups[room] = commands
+            root.add_typer(commands, name=None if room in TOP_LEVEL else room)
     return root
 
 

@@ -18,6 +18,7 @@ COMMANDS = [
     ["client", "ingest"],
     ["client", "deidentify"],
     ["privacy", "plan"],
+    ["privacy", "audit"],
     ["privacy", "ledger", "show"],
     ["privacy", "ledger", "verify"],
     ["server", "release"],
