@@ -36,10 +36,9 @@ from shared.config import Site
 from shared.errors import DataError
 
 # Settings that do not change what a patient's files become
-UNRELATED = {"name", "data", "pacs", "labels", "epsilon_cap", "delta", "records", "separate_cohorts", "weight"} | {
-    "share",
-    "policy",
-}
+UNRELATED = {
+    "name", "data", "pacs", "labels", "epsilon_cap", "delta", "records", "separate_cohorts", "share", "weight", "policy",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -171,9 +171,9 @@ class Ledger:
                     "another ledger for another cohort"
                 )
         if self.delta > header["delta"]:
-            raise LedgerError(
-                f"{self.path.name} is of delta {header['delta']:g}, and a larger one would weaken what was promised; set "
-                f"`delta: {header['delta']:g}` or less"
+            raise LedgerError(  # without saying which: it may follow from the number of patients, and this line may travel
+                f"{self.path.name} is of a smaller delta than {self.delta:g}, and a larger one would weaken what was promised; "
+                "`fedsynth privacy ledger show` says which: set `delta` to that or less"
             )
         if not found.torn:
             return found

@@ -13,7 +13,7 @@ from privacy import accounting
 from privacy.accounting import Event
 from privacy.ledger import verify
 from shared.config import Experiment, Site, validate
-from shared.errors import BudgetExceeded, ConfigError, DataError
+from shared.errors import BudgetExceeded, ConfigError, DataError, LedgerError
 
 STEP = Event(20.0, 1.0, 1)
 X = np.zeros((1, 4, 4), dtype=np.uint8)
@@ -111,6 +111,11 @@ def test_a_refusal_does_not_tell_how_many_patients_there_are_and_says_how_to_men
             charge(site(epsilon_cap=0.1), folder, cohort(*(f"p{i}" for i in range(people))))
         said.append(str(error.value))
     assert said[0] == said[1]
+    folder = work(tmp_path / "older")
+    charge(site(), folder, cohort(*(f"p{i}" for i in range(10_001))))
+    with pytest.raises(LedgerError, match="is of a smaller delta") as refused:
+        charge(site(delta=1e-5), folder, cohort("p1"))
+    assert "1e-06" not in str(refused.value)
     for words in ("`privacy.delta` in the experiment", "`delta` in its file", "epsilon_cap"):
         assert words in said[0]
 

@@ -20,6 +20,7 @@ from dp_accounting.pld import PLDAccountant
 from opacus.accountants import PRVAccountant
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from privacy.accounting import Event, epsilon
@@ -35,7 +36,7 @@ def main() -> None:
     rng, seconds = random.Random(options.seed), 0.0
     judges = {"dp-accounting, PLD": pld, "Opacus, PRV": prv}
     gaps: dict[str, list[tuple[float, float, Schedule, float]]] = {name: [] for name in judges}
-    for _ in range(options.schedules):
+    for _ in track(range(options.schedules), "accounting", console=Console(stderr=True), transient=True):
         schedule, delta = draw(rng), 10.0 ** -rng.uniform(5, 7)
         start = time.process_time()
         ours = epsilon(schedule, delta)
