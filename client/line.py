@@ -28,7 +28,7 @@ def probe(kit: keys.Kit, key: ec.EllipticCurvePrivateKey) -> list[str]:
     headers = {FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(public_key_to_bytes(key.public_key())).decode()}
     try:
         with httpx.Client(verify=context, timeout=20) as line:
-            answer = line.post(f"https://{kit.address}/v1/fleet/activate-node", content=b"", headers=headers)
+            answer = line.post(f"https://{kit.address}/v1/fleet/", content=b"", headers=headers)
     except httpx.HTTPError as error:
         raise FederationError(f"{_explain(error)} ({kit.address})") from error
     if answer.status_code == httpx.codes.FORBIDDEN:
@@ -36,7 +36,7 @@ def probe(kit: keys.Kit, key: ec.EllipticCurvePrivateKey) -> list[str]:
             f"{kit.address} does not admit this node: its key was not approved, was revoked, or its term is over; "
             "ask the coordinator"
         )
-    if answer.status_code not in (400, 401, 415, 422):  # Flower's own no to an empty request
+    if answer.status_code != httpx.codes.NO_CONTENT:
         raise FederationError(
             f"{kit.address} answered {answer.status_code}; something else than fedsynth listens there"
         )

@@ -44,7 +44,6 @@ LOG = logging.getLogger("fedsynth.client")
 
 def run(site_file: Path, work: Path) -> None:
     """The node itself; ends with the process. FederationError before it connects, when something is wrong."""
-    os.umask(0o077)
     site, kit, key = read(site_file, Site), node.load_kit(work), node.private_key(work)
     if kit.site != site.name:
         raise FederationError(f"the kit is for {kit.site}, {site_file} is {site.name}; join again")
@@ -146,6 +145,7 @@ def _free_port() -> int:
 def main(arguments: list[str]) -> int:
     """The node's process."""
     logs.begin()
+    os.umask(0o077)
     try:
         run(Path(arguments[0]), Path(arguments[1]))
     except FedsynthError as error:

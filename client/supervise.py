@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from shared.errors import FederationError
@@ -46,10 +47,11 @@ def supervise(site: Path, work: Path, attempts: int | None = None) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the node politely, then whatever it left running."""
     if process.poll() is None:
         process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -49,6 +49,7 @@ from shared.errors import FederationError
 LOG = logging.getLogger("fedsynth.server")
 POLL_S = 1.0
 WARN_EVERY_S = 24 * 3600.0
+KNOCK = "/v1/fleet/"  # a node asks whether it is admitted; Flower has nothing there
 BODY_LIMIT = 64 * 1024 * 1024
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -67,7 +68,7 @@ class Doors:
         async def door(scope: Scope, receive: Any, send: Any) -> None:
             if scope["type"] == "lifespan":
                 return
-            status = self._refuse(scope)
+            status = self._refuse(scope) or (204 if scope["path"] == KNOCK else 0)
             if status:
                 await _answer(send, status)
             else:
@@ -236,7 +237,7 @@ class Worker:
     def end(self) -> None:
         self._process.terminate()
         try:
-            self._process.wait(10)
+            self._process.wait(3)  # it holds nothing, and its apps end with it
         except subprocess.TimeoutExpired:
             self._process.kill()
 

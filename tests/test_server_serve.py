@@ -80,6 +80,11 @@ def test_the_inner_door_is_for_tasks_alone() -> None:
     assert ask("/v1/fleet/pull-messages", HEADERS, inner=True) == 404
 
 
+def test_a_knock_is_answered_at_the_door() -> None:
+    assert ask("/v1/fleet/", HEADERS) == 204
+    assert ask("/v1/fleet/", HEADERS | {b"flwr-public-key": b64encode(b"another")}) == 403
+
+
 def test_one_server_a_folder(tmp_path: Path) -> None:
     assert not jobs.serving(tmp_path)
     (tmp_path / "state").mkdir()

@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -26,14 +27,19 @@ import httpx
 import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.runtime import RuntimeHttpClient
 from rich.console import Console
 from typer.testing import CliRunner
 
 from client import approval, isolation, journal, line, node
 from client.cli import app as client_app
 from client.ingest import ingest
+from client.serve import run as node_run
+from client.supervise import QUIET
 from server import provision
 from server.cli import app as server_app
 from server.run import run
@@ -116,21 +122,23 @@ def network(folder: Path, mark: str) -> Iterator[Network]:
         kit = folder / "brains" / "kits" / f"{name}.kit.json"
         command(client_app, "join", file, kit, "--work", work, "--fingerprint", authority)
         assert command(client_app, "approve", file, "--work", work, "--yes").endswith("it may run")
-    environment = os.environ | {"FEDSYNTH_TEST": mark, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | QUIET | {"FEDSYNTH_TEST": mark, "PYTHONPATH": str(Path(__file__).parents[1])}
     started: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(name: str, room: str, *words: object) -> None:
-        program = [sys.executable, "-c", f"from {room}.cli import app; app()", *map(str, words)]
+    def start(name: str, *words: object) -> None:
+        program = [sys.executable, *map(str, words)]
         with (folder / f"{name}.log").open("wb") as log:
             started[name] = subprocess.Popen(program, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
     try:
-        start("server", "server", "serve", fed)
+        start("server", "-c", "from server.cli import app; app()", "serve", fed)
         deadline = time.monotonic() + 90
         while b"serving brains" not in (folder / "server.log").read_bytes() and time.monotonic() < deadline:
             time.sleep(0.2)
-        for name in NAMES:
-            start(name, "client", "serve", folder / f"{name}.yaml", "--work", folder / "work" / name)
+        for name in NAMES:  # one as a hospital starts it, the others without the supervisor, which saves time here
+            words = [folder / f"{name}.yaml", folder / "work" / name]
+            supervised = ["-c", "from client.cli import app; app()", "serve", words[0], "--work", words[1]]
+            start(name, *(supervised if name == "north" else ["-P", "-m", "client.serve", *words]))
         yield Network(folder, experiment, started)
     finally:
         for process in started.values():
@@ -186,22 +194,23 @@ def test_outside_there_is_the_nodes_door_and_nothing_else(net: Network) -> None:
 
 
 def test_a_task_is_given_only_to_who_knows_the_secret(net: Network) -> None:
-    log = (net.folder / "server.log").read_text()
-    assert "serving brains" in log
-    ports = [
-        int(part.rpartition(":")[2])
-        for process in marked(f"FEDSYNTH_TEST={net.folder}")
-        for part in (Path("/proc") / str(process) / "cmdline").read_bytes().decode().split("\0")
-        if part.startswith("127.0.0.1:")
-    ]
-    refused = [httpx.post(f"http://127.0.0.1:{port}/v1/runtime/acquire-task", content=b"") for port in reach(ports)]
-    assert refused and all(answer.status_code in (401, 403) for answer in refused)
+    """Another user of the coordinator's machine can reach the inner door, and is given nothing."""
+    words = [(Path("/proc") / str(p) / "cmdline").read_bytes().decode() for p in marked(f"FEDSYNTH_TEST={net.folder}")]
+    ports = {int(port) for text in words for port in re.findall("127\\.0\\.0\\.1:([0-9]+)", text)}
+    listening = reach(ports)
+    assert listening
+    for port in listening:
+        version = RuntimeVersionHttpInterceptor(component_name="SuperExec")
+        with RuntimeHttpClient.from_server_address(f"127.0.0.1:{port}", True, None, [version]) as client:
+            with pytest.raises(httpx.HTTPStatusError) as refused:
+                client.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-serverapp"]))
+            assert refused.value.response.status_code in (401, 403)
 
 
-def reach(ports: list[int]) -> list[int]:
+def reach(ports: set[int]) -> list[int]:
     """Those that listen in this network namespace: the sites' doors do not."""
     open_ = []
-    for port in set(ports):
+    for port in ports:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 open_.append(port)
@@ -220,20 +229,11 @@ def test_an_unknown_key_is_refused(net: Network) -> None:
 def test_a_node_with_another_sites_key_is_refused(net: Network, tmp_path: Path) -> None:
     """South's files with north's key: the kit, which is bound to a key, does not let it start."""
     shutil.copytree(net.work("south"), tmp_path / "work")
-    for name in ("node.key",):
-        (tmp_path / "work" / "node" / name).unlink()
-        keys.write_secret(tmp_path / "work" / "node" / name, (net.work("north") / "node" / name).read_bytes())
-    words = [str(net.folder / "south.yaml"), str(tmp_path / "work")]
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "client.serve", *words],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-    )
-    assert done.returncode == 1
-    assert "the kit is for another key than this node's" in done.stderr
+    stolen = tmp_path / "work" / "node" / node.KEY
+    stolen.unlink()
+    keys.write_secret(stolen, (net.work("north") / "node" / node.KEY).read_bytes())
+    with pytest.raises(FederationError, match="the kit is for another key than this node's"):
+        node_run(net.folder / "south.yaml", tmp_path / "work")
 
 
 def test_a_server_of_another_authority_is_refused(net: Network, tmp_path: Path) -> None:
