@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import os
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import budget, dataset, figures, policy, replies
+from client import budget, dataset, figures, policy, proposal, replies
 from client.train import train
 from privacy import noise, statistics
 from privacy.accounting import Event
@@ -38,15 +39,33 @@ def on_train(message: Message, context: Context) -> Message:
     return Message(content=answer(message.content, context), reply_to=message)
 
 
+@app.query()  # type: ignore[untyped-decorator]
+def on_query(message: Message, context: Context) -> Message:
+    """Answer whether a proposed release may go out, as far as this site's patients are concerned: one bit."""
+    return Message(content=judge(message.content, context), reply_to=message)
+
+
 def answer(content: RecordDict, context: Context) -> RecordDict:
     """An update, or a refusal that says why in words that carry no data."""
+    return _guarded(
+        context, lambda site, work: messages.pack_reply(_work(content, site, work, run=str(context.run_id)))
+    )
+
+
+def judge(content: RecordDict, context: Context) -> RecordDict:
+    """Pass or fail, or a refusal to say."""
+    return _guarded(context, lambda site, work: messages.pack_verdict(proposal.answer(content, site, work)))
+
+
+def _guarded(context: Context, do: Callable[[Site, Path], RecordDict]) -> RecordDict:
+    """What `do` answers, or a refusal whose words carry no data."""
     name = "unknown"
     try:
         site, work = locate(context)
         name = site.name
         policy.refuse_seeds(context.node_config, context.run_config)
         with noise.operating_system_only():
-            return messages.pack_reply(_work(content, site, work, run=str(context.run_id)))
+            return do(site, work)
     except DataError as error:  # its text may speak of local files, so it stays here
         LOG.error("%s", error)
         return messages.pack_refusal(messages.Refusal(name, "the site's data cannot be used; its own log says why"))

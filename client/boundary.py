@@ -53,6 +53,7 @@ class Asked:
     round: int
     noise_multiplier: float
     shapes: messages.Shapes
+    proposal: bool = False  # not a round, but a release that the site is asked about: one bit may leave
 
 
 class Boundary:
@@ -112,7 +113,9 @@ class Boundary:
                 raise PolicyError("the app sent a reply that nobody asked for; it was dropped")
             reply = self._examine(message, tree, asked)
             sent: dict[str, Any]
-            if isinstance(reply, messages.TrainReply):
+            if isinstance(reply, messages.Verdict):
+                content, sent = messages.pack_verdict(reply), {"passed": reply.passed}
+            elif isinstance(reply, messages.TrainReply):
                 content, sent = messages.pack_reply(reply), {"epsilon": reply.epsilon, "tensors": len(reply.update)}
             else:
                 content, sent = messages.pack_refusal(reply), {"refused": reply.reason}
@@ -139,8 +142,11 @@ class Boundary:
         """Raise what is wrong with a request; remember it when nothing is."""
         run_id = message.metadata.run_id
         run = get_run(run_id)
-        if message.metadata.message_type != MessageType.TRAIN or run.primary_task_type == TaskType.AGENT_APP:
-            raise PolicyError(f"{self.site.name} only trains; this is `{str(message.metadata.message_type)[:40]}`")
+        known = message.metadata.message_type in (MessageType.TRAIN, MessageType.QUERY)
+        if not known or run.primary_task_type == TaskType.AGENT_APP:
+            raise PolicyError(
+                f"{self.site.name} only trains and judges releases; this is `{str(message.metadata.message_type)[:40]}`"
+            )
         self._check_bundle(run, get_fab)
         contents: dict[str, bytes] = {}
         size = 0
@@ -153,6 +159,9 @@ class Boundary:
         opened = inflate_object_from_contents(tree.object_id, dict(contents), keep_object_contents=True)
         if not isinstance(opened, Message) or not opened.has_content():
             raise MessageError("the request holds nothing")
+        if message.metadata.message_type == MessageType.QUERY:
+            self._admit_proposal(message, opened.content, contents)
+            return
         experiment, number, noise_multiplier, arrays = messages.unpack_request(opened.content)
         policy.check(self.site, experiment, noise_multiplier)
         expected = self._expected(experiment)
@@ -161,6 +170,19 @@ class Boundary:
         self._asked = {message.metadata.message_id: Asked(message, experiment, number, noise_multiplier, expected)}
         name, epsilon = experiment.name, experiment.privacy.epsilon
         journal.write(self.work, "asked", run=str(run_id), experiment=name, round=number, epsilon=epsilon)
+
+    def _admit_proposal(self, message: Message, content: RecordDict, contents: dict[str, bytes]) -> None:
+        """A release that the site is asked about; how often it answers is counted in the app, on the site's own record."""
+        if not self.site.release_checks:
+            raise PolicyError(f"{self.site.name} does not judge releases (`release_checks`)")
+        experiment, arrays, _ = messages.unpack_proposal(content)
+        expected = self._expected(experiment)
+        messages.tensors(arrays, expected, "the proposal's arrays")
+        self._objects = contents
+        self._asked = {message.metadata.message_id: Asked(message, experiment, 0, 0.0, expected, proposal=True)}
+        journal.write(
+            self.work, "asked", run=str(message.metadata.run_id), experiment=experiment.name, about="a release"
+        )
 
     def _check_bundle(self, run: Any, get_fab: Any) -> None:
         """The run's bundle is approved now, and the bytes are those. PolicyError otherwise; the bytes are kept to be read."""
@@ -187,7 +209,9 @@ class Boundary:
             self._shapes = {key: shapes(model.trainable(experiment.training.trainable))}
         return self._shapes[key]
 
-    def _examine(self, message: Message, tree: Any, asked: Asked) -> messages.TrainReply | messages.Refusal:
+    def _examine(
+        self, message: Message, tree: Any, asked: Asked
+    ) -> messages.TrainReply | messages.Verdict | messages.Refusal:
         """What may leave in place of the app's reply."""
         try:
             if message.has_error():
@@ -195,6 +219,11 @@ class Boundary:
             opened = inflate_object_from_contents(tree.object_id, self._collect(tree))
             if not isinstance(opened, Message) or not opened.has_content():
                 raise MessageError("the app's reply holds nothing")
+            if asked.proposal:
+                verdict = messages.unpack_verdict(opened.content)
+                if isinstance(verdict, messages.Refusal):
+                    return policy.refusal(self.site, verdict)
+                return messages.Verdict(self.site.name, verdict.passed)
             figures = statistics.asked(asked.experiment.privacy.statistics, asked.round)
             reply = messages.unpack_reply(opened.content, asked.shapes, figures)
             if isinstance(reply, messages.Refusal):

@@ -37,7 +37,7 @@ def measure(
 
 
 @torch.no_grad()
-def losses(model: Model, cohort: list[Patient], experiment: Experiment) -> list[float]:
+def losses(model: Model, cohort: list[Patient], experiment: Experiment, draws: int = DRAWS) -> list[float]:
     """The training loss of every patient of the cohort, exact: private, never to be sent or logged."""
     device = next(model.parameters()).device
     process, secure = Process(device), SecureRandom()
@@ -49,7 +49,7 @@ def losses(model: Model, cohort: list[Patient], experiment: Experiment) -> list[
             patient_loss(
                 model, process, encoded, experiment, secure.subset(len(patient.x_SHW), experiment.training.slices), rng
             )
-            for _ in range(DRAWS)
+            for _ in range(draws)
         ]
         found.append(float(torch.stack(drawn).mean()))
     return found

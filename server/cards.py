@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from server.gate import Verdict
 from shared.config import Release
 
 
@@ -122,6 +123,29 @@ def privacy_statement(statement: Statement) -> dict[str, str]:
     }
 
 
+def gate_section(gate: Verdict | None) -> str:
+    """What the gate found, check by check; that it was overruled, and why, where it was."""
+    if gate is None:
+        return f"## The release gate\n\n{NOT_CHECKED}"
+    rows = [f"| {c.name} | {'pass' if c.passed else '**FAIL**'} | {c.detail} | {c.threshold} |" for c in gate.checks]
+    table = "| check | verdict | found | required |\n|---|---|---|---|\n" + "\n".join(rows)
+    forced = (
+        f"**This release did not pass its gate. It was published by force, for this reason: {_plain(gate.forced or '')}**\n\n"
+        if not gate.passed
+        else ""
+    )
+    return f"## The release gate\n\n{forced}{table}\n\n{NOT_MEASURED}"
+
+
+def _plain(text: str) -> str:
+    """A person's words on one line of Markdown, without its signs."""
+    return " ".join("".join(c for c in text if c not in "*_`<>|[]#\\").split())
+
+
+NOT_MEASURED = (
+    "The answers of the sites are one bit each, computed on their patients without noise: they are outside the privacy guarantee. "
+    "Not measured: review by radiologists unless it is reported, and any downstream task."
+)
 NOT_CHECKED = (
     "This release was admitted on its formal guarantee and on the sites that contributed. Not measured for it: near-copies of "
     "training patients, membership inference, review by radiologists, and any downstream task."
@@ -134,7 +158,9 @@ USES = (
 )
 
 
-def data_card(statement: Statement, release: Release, counts: Mapping[str, int], size: int) -> str:
+def data_card(
+    statement: Statement, release: Release, counts: Mapping[str, int], size: int, gate: Verdict | None = None
+) -> str:
     """DATA_CARD.md: hub front matter, what is in the folder, how it was drawn, the privacy statement, its limits."""
     total = sum(counts.values())
     front = {
@@ -158,6 +184,7 @@ def data_card(statement: Statement, release: Release, counts: Mapping[str, int],
         "- `dicom/<class>/*.dcm`: the same pixels as MR Image Storage, Synthetic Data (0008,001C) = YES; pixel spacing is nominal\n"
         "- `images.npz`: `x_NHW` uint8, `label_N`, `classes`\n"
         "- `metadata.jsonl`: one line an image: file, class, provenance\n"
+        "- `gate.json`: what the release was checked for, and what was found\n"
         "- `SHA256SUMS`, `SIGNATURE.json`: check with `fedsynth verify FOLDER --public-key KEY`, or `sha256sum -c SHA256SUMS`",
         "## How it was drawn\n\n"
         f"Sampler {release.sampler}, {release.sampler_steps} steps, guidance {release.guidance:g}, from the model with sha256 "
@@ -165,11 +192,12 @@ def data_card(statement: Statement, release: Release, counts: Mapping[str, int],
         "common a condition is.",
         _figures(statement),
         _privacy(statement),
-        "## Uses and limits\n\n" + "\n".join(f"- {use}" for use in USES) + f"\n\n{NOT_CHECKED}",
+        gate_section(gate),
+        "## Uses and limits\n\n" + "\n".join(f"- {use}" for use in USES),
     )
 
 
-def model_card(statement: Statement, release: Release) -> str:
+def model_card(statement: Statement, release: Release, gate: Verdict | None = None) -> str:
     """MODEL_CARD.md: hub front matter, training, figures, the privacy statement, its limits."""
     front = {
         "license": "other",
@@ -186,7 +214,8 @@ def model_card(statement: Statement, release: Release) -> str:
         f"Images are drawn with {release.sampler}, {release.sampler_steps} steps, guidance {release.guidance:g}.",
         _figures(statement),
         _privacy(statement),
-        "## Uses and limits\n\n" + "\n".join(f"- {use}" for use in USES) + f"\n\n{NOT_CHECKED}",
+        gate_section(gate),
+        "## Uses and limits\n\n" + "\n".join(f"- {use}" for use in USES),
     )
 
 

@@ -9,7 +9,8 @@ import typer
 
 from server import finish, network_cli
 from server.report import write_report
-from shared.errors import ReleaseRefused
+from server.tools import progress
+from shared.errors import ConfigError, ReleaseRefused
 
 app = typer.Typer(help="The coordinator: admit sites, run the federation, release and report.", no_args_is_help=True)
 app.add_typer(network_cli.app)
@@ -18,12 +19,28 @@ Run = Annotated[Path, typer.Argument(help="Output folder of a finished run, e.g.
 
 
 @app.command(epilog="Example: fedsynth server release out/demo")
-def release(run: Run) -> None:
-    """Draw the release of a finished run into RUN/release. Exit code 3 when it is refused; nothing is written then."""
+def release(
+    run: Run,
+    force: Annotated[bool, typer.Option("--force", help="publish although a check failed; needs --reason")] = False,
+    reason: Annotated[str, typer.Option(help="why; it is printed in gate.json and on both cards")] = "",
+) -> None:
+    """Draw the release of a finished run, take it through the gate, and write it, signed, into RUN/release.
+
+    Interrupted, the same command goes on. Exit code 3 when a check fails: RUN/gate.json and the report say which, and nothing
+    is published. The check of the formal privacy cannot be overruled.
+    """
     if (run / "release").exists():
         raise ReleaseRefused(f"{run / 'release'} exists; a release is never overwritten, move it away first")
-    folder = finish.publish(run, finish.summarise(run))
-    write_report(run)
+    if force != bool(reason.strip()):
+        raise ConfigError(
+            "--force and --reason TEXT go together: who overrules the gate says why, and the cards repeat it"
+        )
+    try:
+        with progress("drawing", "checking and writing") as tell:
+            folder = finish.publish(run, finish.summarise(run), tell, force=reason.strip() or None)
+    finally:
+        if (run / "summary.json").exists():
+            write_report(run)
     typer.echo(folder)
 
 

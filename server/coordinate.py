@@ -22,6 +22,7 @@ from server.draw import draw
 from server.evaluate import Evaluator, Heldout
 from server.events import Events, read
 from server.plan import plan
+from server.propose import propose
 from server.strategy import PatientFedAvg, Tensors
 from shared import weights
 from shared.config import Experiment
@@ -93,6 +94,8 @@ def coordinate(grid: Grid, experiment: Experiment, out: Path) -> None:
     )
     if done < rounds:
         strategy.start(grid, ArrayRecord(), num_rounds=rounds - done)
+    # What would be released: drawn here, so that every site can be asked about it while it is still connected
+    propose(grid, experiment, model, strategy.nodes, heldout, events, out)
     events.write("run_finished", round=rounds)
 
 

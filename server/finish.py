@@ -6,23 +6,24 @@ drawing images are post-processing of what all rounds revealed.
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from privacy import statistics
-from server import checkpoint, release
-from server.draw import draw_all
+from server import checkpoint, gate, release, seal
 from server.events import read as read_events
+from server.heldout import Heldout
+from server.propose import answers, proposed
 from server.summary import write_summary
 from shared import signing, weights
 from shared.config import Experiment
 from shared.config import read as read_config
 from shared.device import device_for
-from shared.errors import FederationError
+from shared.errors import DataError, FederationError, ReleaseRefused
 
 SIGNING_KEY = "release.key.pem"
 VERSIONS = ("fedsynth", "flwr", "torch", "diffusers", "opacus", "dp-accounting", "pydicom", "torchmetrics")
@@ -72,16 +73,24 @@ def summarise(out: Path) -> dict[str, Any]:
     return summary
 
 
-def publish(out: Path, summary: dict[str, Any], progress: Callable[[int, int], None] | None = None) -> Path:
-    """Draw the release of a finished run into OUT/release, or go on drawing it; sign it with the key in OUT/server.
+def publish(
+    out: Path,
+    summary: dict[str, Any],
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    force: str | None = None,
+) -> Path:
+    """Draw the release of a finished run, or go on drawing it; take it through the gate; write it into OUT/release, signed.
 
-    The public key lies beside it, in OUT/release.pub.pem: recipients must get it another way than the release.
-    ReleaseRefused when its conditions are not met.
+    force   the reason for which a release goes out although a check failed; it is recorded in gate.json and on the cards.
+            The check `privacy` cannot be overruled
+
+    The key lies in OUT/server; its public half beside the release, in OUT/release.pub.pem: recipients must get that another way
+    than the release. OUT/gate.json is written whatever it says. ReleaseRefused when a check fails.
     """
     server = out / "server"
     experiment = read_config(server / "experiment.json", Experiment)
     settings, best = experiment.release, summary["best_round"]
-    tensors = checkpoint.load(server / "checkpoints", best)
     statement = release.Statement(
         epsilon_per_patient=summary["epsilon_per_patient"],
         delta=summary["delta"],
@@ -94,30 +103,40 @@ def publish(out: Path, summary: dict[str, Any], progress: Callable[[int, int], N
         steps=experiment.training.rounds * experiment.training.steps,
         max_grad_norm=experiment.privacy.max_grad_norm,
         accountant=f"PLD, dp-accounting {version('dp-accounting')}",
-        model_sha256=hashlib.sha256(
-            (server / "checkpoints" / f"round-{best:03d}.safetensors").read_bytes()
-        ).hexdigest(),
+        model_sha256=seal.digest(server / "checkpoints" / f"round-{best:03d}.safetensors"),
         experiment=experiment.name,
         base=f"{experiment.base} (sha256 {summary['base']['sha256']})",
         metrics={name: rounds.get(str(best), {}) for name, rounds in summary["metrics"].items()},
     )
-    release.check(statement, settings)
+    formal = release.formal(statement, settings)
+    if not formal[0].passed:
+        gate.Verdict((formal[0],), "").save(out / "gate.json")
+        raise ReleaseRefused(formal[0].detail)  # before thousands of images are drawn for nothing
     device = device_for(experiment.performance)
     model = weights.load_base(experiment.base, experiment.network, experiment.classes).to(device)
-    model.load_state_dict(tensors, strict=False)
-    drawn = draw_all(
-        server / "draws",
-        model,
-        settings,
-        experiment.performance,
-        seed=experiment.seed + 1,
-        model_sha256=statement.model_sha256,
-        progress=progress,
+    drawn = proposed(server, experiment, model, progress)
+    verdict = gate.judge(
+        drawn,
+        _heldout(server),
+        settings.gate,
+        lambda: formal,
+        answers(server),
+        settings.minimum_sites or statement.sites_total,
     )
+    if force is not None and not verdict.passed:
+        verdict = replace(verdict, forced=force)
+    verdict.save(out / "gate.json")
     key = signing.load_or_make(server / SIGNING_KEY)
-    release.write(out / "release", drawn, statement, settings, seed=experiment.seed, key=key)
+    release.write(out / "release", drawn, statement, settings, seed=experiment.seed, key=key, gate=verdict)
     weights.write_bytes(out / "release.pub.pem", signing.public_pem(key.public_key()).encode())
     return out / "release"
+
+
+def _heldout(server: Path) -> Heldout | None:
+    try:
+        return Heldout.load(server / "heldout.npz")
+    except DataError:
+        return None
 
 
 def _statistics(experiment: Experiment, replies: list[dict[str, Any]]) -> dict[str, Any]:

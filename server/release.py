@@ -1,18 +1,18 @@
 """The synthetic release: checked, labelled, written whole or not at all.
 
-A release is refused when a site's epsilon per patient passes the cap, when the model was trained without privacy, or when
-sites are missing. Every file says synthetic, SHA256SUMS covers every file, and SIGNATURE.json covers the sums (see `seal`).
+A release is refused when a site's epsilon per patient passes the cap, when the model was trained without privacy, when sites are
+missing, or when another check of the gate fails (see `gate`). Every file says synthetic, SHA256SUMS covers every file, and
+SIGNATURE.json covers the sums (see `seal`).
 
 Layout: images/<class>/*.png · dicom/<class>/*.dcm · images.npz · metadata.jsonl · DATA_CARD.md, the same as README.md ·
-MODEL_CARD.md · SHA256SUMS · SIGNATURE.json. `datasets.load_dataset("imagefolder", data_dir=FOLDER)` reads it as it is.
-
-Left out: empirical evidence (near-copies, membership inference); the cards say that it was not measured.
+MODEL_CARD.md · gate.json · SHA256SUMS · SIGNATURE.json. `datasets.load_dataset("imagefolder", data_dir=FOLDER)` reads it as it is.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import secrets
 import shutil
@@ -28,10 +28,11 @@ from PIL import Image, PngImagePlugin
 from server import cards, dicom, seal
 from server.cards import Statement
 from server.draw import Draws
+from server.gate import Check, Verdict
 from shared.config import Release
 from shared.errors import DataError, ReleaseRefused
 
-__all__ = ["Statement", "check", "write"]
+__all__ = ["Statement", "check", "formal", "refusal", "write"]
 
 DIGITAL_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"  # IPTC's word for "generated"
 XMP = (
@@ -42,30 +43,61 @@ XMP = (
 
 
 def check(statement: Statement, release: Release) -> None:
-    """Raise ReleaseRefused, naming the figure, where the run does not meet the release's conditions."""
+    """Raise ReleaseRefused, naming the figure, where the run does not meet the release's formal conditions."""
+    problem = _privacy_problem(statement, release) or _sites_problem(statement, release)
+    if problem:
+        raise ReleaseRefused(problem)
+
+
+def formal(statement: Statement, release: Release) -> tuple[Check, Check]:
+    """The same conditions as two checks of the gate: `privacy` and `sites`."""
+    privacy, sites = _privacy_problem(statement, release), _sites_problem(statement, release)
+    known = [e for e in statement.epsilon_per_patient.values() if e is not None and math.isfinite(e)]
+    return (
+        Check(
+            "privacy",
+            privacy is None,
+            privacy or cards.guarantee(statement),
+            f"epsilon per patient {release.epsilon_cap:g} or less at every site",
+            max(known, default=None),
+            limits=(None, release.epsilon_cap),
+        ),
+        Check(
+            "sites",
+            sites is None,
+            sites or f"{cards.contributed(statement)} to every round",
+            f"{release.minimum_sites or statement.sites_total} site(s) in every round, each with an epsilon",
+        ),
+    )
+
+
+def _privacy_problem(statement: Statement, release: Release) -> str | None:
     if not statement.private:
         sites = [site for site, e in statement.epsilon_per_patient.items() if cards.shown(e) == "none"]
         where = f" at {', '.join(sites)}" if sites else ""
-        raise ReleaseRefused(
-            f"the model was trained without differential privacy{where}; set `privacy.epsilon` and train again"
-        )
+        return f"the model was trained without differential privacy{where}; set `privacy.epsilon` and train again"
     for site, epsilon in statement.epsilon_per_patient.items():
         if epsilon is not None and epsilon > release.epsilon_cap:
-            raise ReleaseRefused(
+            return (
                 f"epsilon per patient is {cards.shown(epsilon)} at {site}, above the cap of {release.epsilon_cap:g} "
                 "(`release.epsilon_cap`); train with a smaller `privacy.epsilon`"
             )
+    return None
+
+
+def _sites_problem(statement: Statement, release: Release) -> str | None:
     required = release.minimum_sites or statement.sites_total
     if statement.sites_contributed < required:
-        raise ReleaseRefused(
+        return (
             f"only {cards.contributed(statement)} to every round and the experiment requires {required} "
             "(`release.minimum_sites`); run again when they are reachable"
         )
     if len(statement.epsilon_per_patient) < statement.sites_contributed:
-        raise ReleaseRefused(
+        return (
             f"{statement.sites_contributed} sites contributed but an epsilon is known for only "
             f"{len(statement.epsilon_per_patient)}; a site that does not report its epsilon cannot be released"
         )
+    return None
 
 
 def write(
@@ -76,6 +108,7 @@ def write(
     *,
     seed: int | None = None,
     key: Ed25519PrivateKey | None = None,
+    gate: Verdict | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Check, then write the release into `folder`; an earlier release there is replaced, anything else is left alone.
@@ -83,10 +116,16 @@ def write(
     images   drawn by `draw.draw_all`, or class -> (n, H, W) uint8, all of one size; read batch by batch
     seed     makes the release the same to the byte for the same model and images; none: identifiers from the operating system
     key      signs it; none: checksums only
+    gate     what the gate found, for gate.json and the cards; none: the cards say that nothing beyond the formal was checked
 
     ReleaseRefused: see `check`. DataError: no images, unlike sizes, a class that cannot name a folder, or a folder in use.
     """
-    check(statement, release)
+    if gate is None:
+        check(statement, release)
+    elif not gate.passed and (not gate.forced or any(c.name == "privacy" for c in gate.failed)):
+        raise ReleaseRefused(refusal(gate))
+    elif problem := _privacy_problem(statement, release):
+        raise ReleaseRefused(problem)
     drawn = images if isinstance(images, Draws) else _draws(images)
     _check_classes(drawn)
     if folder.exists() and any(folder.iterdir()) and not (folder / seal.SUMS).is_file():
@@ -96,7 +135,7 @@ def write(
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir(mode=0o755)
-        _fill(new, drawn, statement, release, seed=seed, progress=progress)
+        _fill(new, drawn, statement, release, seed=seed, gate=gate, progress=progress)
         seal.close(new, statement.experiment, key)
         if folder.exists():
             shutil.rmtree(folder)
@@ -112,6 +151,7 @@ def _fill(
     release: Release,
     *,
     seed: int | None,
+    gate: Verdict | None,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     provenance = dicom.Provenance(
@@ -148,10 +188,17 @@ def _fill(
                 lines.write(json.dumps(line) + "\n")
             if progress:
                 progress(number, len(drawn))
-    data = cards.data_card(statement, release, drawn.counts, drawn.size)
+    data = cards.data_card(statement, release, drawn.counts, drawn.size, gate)
     for name in ("DATA_CARD.md", "README.md"):  # the hub reads a data set's card under the second name
         (folder / name).write_text(data, encoding="utf-8")
-    (folder / "MODEL_CARD.md").write_text(cards.model_card(statement, release), encoding="utf-8")
+    (folder / "MODEL_CARD.md").write_text(cards.model_card(statement, release, gate), encoding="utf-8")
+    if gate is not None:
+        gate.save(folder / "gate.json")
+
+
+def refusal(gate: Verdict) -> str:
+    """What a refused release says: every failed check with its figure."""
+    return "; ".join(f"{check.name}: {check.detail.rstrip('.')} (required: {check.threshold})" for check in gate.failed)
 
 
 class _Archive:

@@ -171,4 +171,14 @@ def _charts(run: Run, album: _Album) -> dict[str, Any]:
             " Dashed: the release's cap." if cap else ""
         )
         chart = album.chart("epsilon", partial(plots.epsilons, spent, cap), alt, caption)
-    return {"distance_charts": distances, "epsilon_chart": chart}
+    return {"distance_charts": distances, "epsilon_chart": chart, "gate_chart": _gate_chart(run, album)}
+
+
+def _gate_chart(run: Run, album: _Album) -> Picture | None:
+    """Each check that has a figure: the figure, its interval, and the limits it had to keep."""
+    measured = [check for check in run.gate.checks if check.value is not None] if run.gate else []
+    if not measured:
+        return None
+    alt = "Figures of the release gate beside their limits: " + "; ".join(c.detail for c in measured)
+    caption = "Dot and bar: value and 95 % interval. Dashed: the limits."
+    return album.chart("gate", partial(plots.limits, measured), alt, caption)

@@ -19,6 +19,7 @@ import numpy as np
 
 from server.cards import Statement
 from server.evaluate import Heldout
+from server.gate import Verdict
 from server.summary import Measured, Summary, read_summary
 from shared.errors import DataError
 
@@ -30,6 +31,7 @@ class Run:
     settings    the resolved experiment, as plain values; empty where it is missing
     events      the coordinator's record, oldest first
     rounds      rounds whose drawn images were kept
+    gate        what the release gate found, none where it did not run
     manifests   site -> counts of (verdict, reason)
     missing     sentences about what could not be read
     """
@@ -42,6 +44,7 @@ class Run:
     heldout: Heldout | None
     manifests: dict[str, Counter[tuple[str, str]]]
     missing: list[str] = field(default_factory=list)
+    gate: Verdict | None = None
 
     def samples(self, number: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Drawn images (N, H, W) uint8 and labels (N,) of a round, or none where the file is damaged."""
@@ -130,7 +133,13 @@ def read_run(out: Path) -> Run:
     if not rounds:
         missing.append("No drawn images were kept (server/samples): none are shown.")
     manifests = _manifests(out / "sites", missing)
-    return Run(out, summary, settings, events, rounds, heldout, manifests, missing)
+    gate = None
+    if (out / "gate.json").exists():
+        try:
+            gate = Verdict.load(out / "gate.json")
+        except (OSError, ValueError, KeyError, TypeError):
+            missing.append("What the release gate found (gate.json) could not be read.")
+    return Run(out, summary, settings, events, rounds, heldout, manifests, missing, gate)
 
 
 def _manifests(folder: Path, missing: list[str]) -> dict[str, Counter[tuple[str, str]]]:

@@ -202,6 +202,8 @@ PAGE = (
 <section>
   <h2>The release</h2>
   <p>{{ release_text }}</p>
+  {% if gate %}{{ table(gate) }}
+  {% if gate_chart %}{{ chart(gate_chart) }}{% endif %}{% endif %}
 </section>
 
 <section>

@@ -49,6 +49,21 @@ class Figured(Protocol):
     def high(self) -> float: ...
 
 
+class Limited(Protocol):
+    """A check of the gate with its figure and limits."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def value(self) -> float | None: ...
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
+    @property
+    def limits(self) -> tuple[float | None, float | None]: ...
+
+
 LIGHT = Theme("light", text="#27313a", quiet="#7d8a94", line="#0f6b6b", alarm="#b3402e")
 DARK = Theme("dark", text="#dbe3e8", quiet="#8c99a3", line="#57c2bb", alarm="#f08a73")
 
@@ -182,29 +197,49 @@ def panels(
     theme: Theme,
 ) -> bytes:
     """One small panel a figure: the value and its interval as a dot and a bar, what real images score as a dashed line."""
+    rows = []
+    for name, f in figures.items():
+        k = factor(name)
+        rows.append((title(name), f.value * k, f.low * k, f.high * k, [f.floor * k]))
+    return _strips(rows, theme)
+
+
+def limits(checks: Sequence[Limited], theme: Theme) -> bytes:
+    """The same for checks: dashed lines are the limits that a figure had to keep."""
+    rows = []
+    for check in checks:
+        assert check.value is not None, "the caller keeps to checks with a figure"
+        low = check.value if check.low is None else check.low
+        high = check.value if check.high is None else check.high
+        rows.append((check.name, check.value, low, high, [limit for limit in check.limits if limit is not None]))
+    return _strips(rows, theme)
+
+
+def _strips(panels: Sequence[tuple[str, float, float, float, list[float]]], theme: Theme) -> bytes:
+    """Panels in rows of three: title, value, interval, dashed lines; each with a scale of its own that shows zero."""
     columns = 3
-    rows = -(-len(figures) // columns)
+    rows = -(-len(panels) // columns)
     picture = Figure(figsize=(10.8, 0.95 * rows + 0.2), dpi=180)
     FigureCanvasAgg(picture)
     grid = picture.subplots(rows, columns, squeeze=False)
     picture.subplots_adjust(
         left=0.02, right=0.98, top=1 - 0.3 / (rows + 0.2), bottom=0.22 / rows, hspace=1.5, wspace=0.14
     )
-    for axes, name in itertools.zip_longest(grid.flat, figures):
-        if name is None:
+    for axes, panel in itertools.zip_longest(grid.flat, panels):
+        if panel is None:
             axes.set_visible(False)
             continue
-        f, k = figures[name], factor(name)
-        value, floor, low, high = f.value * k, f.floor * k, f.low * k, f.high * k
+        title, value, low, high, dashed = panel
         axes.hlines(0, low, high, color=theme.line, linewidth=5, alpha=0.3)
         axes.plot([value], [0], "o", color=theme.line, markersize=6)
-        axes.axvline(floor, color=theme.quiet, linewidth=1.2, linestyle=(0, (4, 3)))
-        ends = [0.0, low, high, floor]
+        for x in dashed:
+            axes.axvline(x, color=theme.quiet, linewidth=1.2, linestyle=(0, (4, 3)))
+        ends = [0.0, low, high, *dashed]
         width = (max(ends) - min(ends)) or 1.0
         axes.set_xlim(min(ends) - 0.06 * width, max(ends) + 0.06 * width)
         axes.set_ylim(-1, 1)
         axes.set_yticks([])
-        axes.set_title(title(name), loc="left", fontsize=9, color=theme.text, pad=3)
+        axes.set_title(title, loc="left", fontsize=9, color=theme.text, pad=3)
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
         axes.spines["bottom"].set_color(theme.quiet)

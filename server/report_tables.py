@@ -31,6 +31,7 @@ def tables(run: Run) -> dict[str, Table | None]:
         "failures": _failures(run),
         "manifests": _manifests(run),
         "times": _times(run),
+        "gate": _gate(run),
     }
 
 
@@ -113,6 +114,13 @@ def _manifests(run: Run) -> Table | None:
         lines = [f"{count:,} \u00d7 {reason}" for reason, count in reasons.most_common(REASONS)]
         rows.append([site, *(f"{verdicts[v]:,}" for v in ("PASS", "QUARANTINED", "REFUSED")), lines or ["none"]])
     return _table([("Site", ""), ("Passed", "n"), ("Quarantined", "n"), ("Refused", "n"), ("Reasons", "")], rows)
+
+
+def _gate(run: Run) -> Table | None:
+    """Every check of the release gate with what was found."""
+    checks = run.gate.checks if run.gate else ()
+    rows: list[list[Any]] = [[c.name, c.passed, c.detail.replace("`", ""), c.threshold] for c in checks]
+    return _table([("Check", ""), ("Passed", "c"), ("Found", ""), ("Required", "q")], rows)
 
 
 def _times(run: Run) -> Table | None:

@@ -137,6 +137,10 @@ def alarms(run: Run) -> list[str]:
     ]
     if over:
         found.append(f"Epsilon is above the cap at {', '.join(over)}.")
+    if run.gate is not None and not run.gate.passed and run.gate.forced:
+        found.append(
+            f"The release did not pass its gate and was published by force. The reason given: {run.gate.forced}"
+        )
     if s.nsr is not None and s.nsr > 1:
         found.append(
             f"The privacy noise is {s.nsr:.2g} times the largest possible signal of a step; expect little learning."
@@ -164,18 +168,27 @@ def release_words(run: Run) -> str:
     folder = run.out / "release"
     if (folder / "SHA256SUMS").is_file():
         images = sum(1 for _ in (folder / "images").rglob("*.png"))
+        admitted = "They passed every check of the gate."
+        if run.gate is None:
+            admitted = (
+                "They were admitted on the formal guarantee and on the sites that contributed; near-copies and membership "
+                "inference were not measured."
+            )
+        elif not run.gate.passed:
+            admitted = f"They did not pass the gate and were published by force. The reason given: {run.gate.forced}"
         return (
             f"{images} synthetic images lie in release/, as PNG, DICOM and NPZ, each marked as synthetic, with a data card, a "
-            "model card and checksums. They were admitted on the formal guarantee and on the sites that contributed; near-copies "
-            "and membership inference were not measured."
+            f"model card, checksums and a signature. {admitted}"
         )
+    if run.gate is not None and not run.gate.passed:
+        return f"There is none. It was refused: {release.refusal(run.gate)}.".replace("`", "")
     try:
         release.check(run.statement(), Release.model_validate(run.settings.get("release", {})))
     except ReleaseRefused as error:
         return f"There is none. It was refused: {error}.".replace("`", "")
     except ValueError:
         pass
-    return "There is none in this folder. Its conditions are met."
+    return "There is none in this folder. Its formal conditions are met."
 
 
 def cost(run: Run) -> str:

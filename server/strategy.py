@@ -64,7 +64,7 @@ class PatientFedAvg(FedAvg):  # type: ignore[misc]  # flwr is untyped for us
     ) -> Iterable[Message]:
         """One request for every node."""
         number = self.first_round + server_round - 1
-        nodes = self._wait_for_nodes(grid)
+        nodes = self.nodes(grid)
         self.events.write("round_started", round=number, asked=len(nodes))
         content = messages.pack_request(
             messages.TrainRequest(self.experiment, number, self.noise_multiplier, self.tensors)
@@ -125,7 +125,7 @@ class PatientFedAvg(FedAvg):  # type: ignore[misc]  # flwr is untyped for us
         """Names of the noisy figures that this round's replies hold."""
         return set(asked(self.experiment.privacy.statistics, number))
 
-    def _wait_for_nodes(self, grid: Grid) -> list[int]:
+    def nodes(self, grid: Grid) -> list[int]:
         """All nodes, once all sites have joined or the time for it is over."""
         deadline = time.monotonic() + self.join_timeout_s
         while len(nodes := sorted(grid.get_node_ids())) < self.sites and time.monotonic() < deadline:

@@ -43,6 +43,8 @@ class Site(Record):
                     of one hospital name the same one, or their patients are counted twice over
     separate_cohorts  count only the cohorts that share a patient with the one at hand. Then the epsilon that is sent, and a
                     refusal, tell whether they do. Otherwise everything in `records` counts for everybody
+    release_checks  how many times, over the cohort's life, the site says whether a proposed release holds near-copies of its
+                    patients: one bit each, pass or fail, which is not differentially private. 0: never
     share           noisy figures that may leave beside the update: "patient-count", "mean-loss"; each has its price
     weight          public weight of this site's update in the average; never derived from its patient count
     policy          limits and approvals for the deployed federation
@@ -61,6 +63,7 @@ class Site(Record):
     records: Path | None = None
     separate_cohorts: bool = False
     share: tuple[Literal["patient-count", "mean-loss"], ...] = ()
+    release_checks: Annotated[int, Field(ge=0)] = 3
     weight: PositiveFloat = 1.0
     policy: Policy = Policy()
 
@@ -177,6 +180,32 @@ class Evaluation(Record):
     bootstrap: Annotated[int, Field(ge=20)] = 200
 
 
+class Gate(Record):
+    """What a release must pass; every threshold with its reason. `required`: checks that must have run and passed.
+
+    collapse         largest lower end of the MS-SSIM diversity gap: drawn images may not be clearly more alike than patients are
+    sharpness        the power of fine detail (above a quarter of the sampling rate) in drawn images over that in real ones: at
+                     least this much, and at most its inverse. A blur leaves a tenth, noise gives thirty times as much
+    likeness         least NN-SSIM to held-out patients, as a share of what real images of other patients score
+    classes          how far, of the way from chance to what real images reach, drawn classes must be told apart. Only where
+                     real held-out classes can be told apart at all
+    copies           near-copies of training patients that a site may find among the proposed images (correlation 0.99, SSIM 0.98)
+    closer_share     largest lower end of the share of images nearer to training than to held-out patients; without copying 0.5
+    membership_auc   largest AUC of membership inference, or what differential privacy allows, whichever is smaller
+    """
+
+    required: tuple[
+        Literal["privacy", "sites", "classes", "diversity", "sharpness", "likeness", "copies and membership"], ...
+    ] = ("privacy", "sites", "classes", "diversity", "sharpness", "likeness", "copies and membership")
+    collapse: Annotated[float, Field(ge=0, le=1)] = 0.1
+    sharpness: Fraction = 0.25
+    likeness: Annotated[float, Field(ge=0, le=1)] = 0.25
+    classes: Annotated[float, Field(ge=0, le=1)] = 0.25
+    copies: Annotated[int, Field(ge=0)] = 0
+    closer_share: Annotated[float, Field(ge=0.5, le=1)] = 0.53
+    membership_auc: Annotated[float, Field(ge=0.5, le=1)] = 0.6
+
+
 class Release(Record):
     """What is published, and when it is refused.
 
@@ -190,6 +219,7 @@ class Release(Record):
     guidance: Annotated[float, Field(ge=0, le=10)] = 1.0
     epsilon_cap: PositiveFloat = 8.0
     minimum_sites: Positive | None = None
+    gate: Gate = Gate()
 
 
 class Experiment(Record):

@@ -3,6 +3,9 @@
     train, server -> site   arrays: the trainable tensors     config: experiment (JSON), round, noise-multiplier
     reply, site -> server   arrays: the update, same tensors  metrics: epsilon, weight, steps      config: site
                             and patient-count, mean-loss where the experiment asked for them and the site's file shares them
+    proposal, server -> site  arrays: the trainable tensors   images: proposed, heldout, heldout-patient, heldout-label
+                              config: experiment (JSON)
+    verdict, site -> server                                   config: site, passed (one bit, see client/proposal.py)
     refusal, site -> server                                   config: site, refused
 
 Everything is checked on arrival: names, shapes, dtypes, finite values. Not among the metrics, because none of them is
@@ -18,7 +21,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from shared.config import Experiment, validate
@@ -60,6 +63,92 @@ class Refusal:
 
     site: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A release that a site is asked about, before anybody else sees it.
+
+    proposed_SHW  (S, H, W) uint8, the images that would be published
+    tensors       of the model that drew them
+    heldout_NHW   (N, H, W) uint8, patients whom no site trained on, with whose each is and its class: the control
+    """
+
+    experiment: Experiment
+    tensors: dict[str, Tensor]
+    proposed_SHW: np.ndarray
+    heldout_NHW: np.ndarray
+    heldout_patient_N: np.ndarray
+    heldout_label_N: np.ndarray
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A site's one bit."""
+
+    site: str
+    passed: bool
+
+
+def pack_proposal(proposal: Proposal) -> RecordDict:
+    images = {
+        "proposed": proposal.proposed_SHW,
+        "heldout": proposal.heldout_NHW,
+        "heldout-patient": proposal.heldout_patient_N.astype(np.int64),
+        "heldout-label": proposal.heldout_label_N.astype(np.int64),
+    }
+    return RecordDict(
+        {
+            "arrays": _record(proposal.tensors),
+            "images": ArrayRecord({name: Array(np.ascontiguousarray(x)) for name, x in images.items()}),
+            "config": ConfigRecord({"experiment": proposal.experiment.model_dump_json()}),
+        }
+    )
+
+
+def unpack_proposal(content: RecordDict) -> tuple[Experiment, ArrayRecord, dict[str, np.ndarray]]:
+    """Settings, tensors still unchecked (their shapes follow from the settings), and the images, checked."""
+    _only(content, {"arrays", "images", "config"}, "the proposal")
+    config = _config(content, {"experiment"})
+    try:
+        tree = json.loads(str(config["experiment"]))
+    except ValueError as error:
+        raise MessageError("the proposal's experiment is not JSON") from error
+    experiment = validate(tree, Experiment, source="the proposal's experiment")
+    record = content["images"]
+    if not isinstance(record, ArrayRecord):
+        raise MessageError("the proposal has no images")
+    _only(record, {"proposed", "heldout", "heldout-patient", "heldout-label"}, "the proposal's images")
+    images = {name: array.numpy() for name, array in record.items()}
+    size = experiment.network.image_size
+    for name in ("proposed", "heldout"):
+        if images[name].dtype != np.uint8 or images[name].shape[1:] != (size, size) or len(images[name]) == 0:
+            raise MessageError(
+                f"the proposal's `{name}` is {images[name].dtype} {images[name].shape}, expected uint8 images"
+            )
+    n = len(images["heldout"])
+    for name in ("heldout-patient", "heldout-label"):
+        if images[name].dtype != np.int64 or images[name].shape != (n,):
+            raise MessageError(
+                f"the proposal's `{name}` is {images[name].dtype} {images[name].shape}, expected int64 ({n},)"
+            )
+    return experiment, _arrays(content), images
+
+
+def pack_verdict(verdict: Verdict) -> RecordDict:
+    return RecordDict({"config": ConfigRecord({"site": verdict.site, "passed": verdict.passed})})
+
+
+def unpack_verdict(content: RecordDict) -> Verdict | Refusal:
+    """A site's bit, or its refusal to say."""
+    _only(content, {"config"}, "the verdict")
+    config = content["config"]
+    if isinstance(config, ConfigRecord) and set(config.keys()) == {"site", "refused"}:
+        return Refusal(site=str(config["site"])[:40], reason=str(config["refused"])[:300])
+    config = _config(content, {"site", "passed"})
+    if not isinstance(config["passed"], bool):
+        raise MessageError(f"the verdict of {str(config['site'])[:40]} is neither yes nor no")
+    return Verdict(str(config["site"])[:40], config["passed"])
 
 
 def pack_request(request: TrainRequest) -> RecordDict:

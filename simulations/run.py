@@ -82,7 +82,7 @@ def simulate(experiment: Experiment, out: Path, console: Console, inception_weig
     refused: ReleaseRefused | None = None
     if experiment.release.images_per_class and not (out / "release").exists():
         try:
-            with progress(console) as bar:
+            with progress(console) as bar:  # drawn already where the sites were asked about it
                 total = experiment.release.images_per_class * len(experiment.classes)
                 task = bar.add_task("drawing the release", total=total)
                 finish.publish(out, summary, lambda done, _: bar.update(task, completed=done))

@@ -1,0 +1,170 @@
+"""A hospital says pass or fail to a proposed release, a stated number of times, and nothing else leaves it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from scipy import ndimage
+
+from client import app, dataset, proposal, pseudonym
+from client.dataset import Patient
+from shared import messages, weights
+from shared.config import Experiment, Network
+
+EXPERIMENT = Experiment.model_validate(
+    {
+        "name": "t",
+        "base": "none",
+        "classes": {"a": "any", "b": "any"},
+        "network": Network(image_size=16, channels=(8, 16), groups=4, latents=4, encoder_channels=8).model_dump(),
+        "training": {"rounds": 2, "steps": 2, "slices": 2, "draws": 1},
+        "cohort": {"patients_per_site": 8},
+    }
+)
+
+
+def brains(patients: int, seed: int, size: int = 16) -> np.ndarray:
+    """(patients, 3, H, H) uint8; the slices of one patient resemble each other."""
+    rng = np.random.default_rng(seed)
+    own = [ndimage.gaussian_filter(rng.normal(size=(size, size)), 1.5) for _ in range(patients)]
+    more = ndimage.gaussian_filter(rng.normal(size=(patients, 3, size, size)), (0, 0, 1, 1))
+    x = np.stack(own)[:, None] / 0.15 + 0.5 * more / 0.25
+    return np.asarray(np.clip(110 + 40 * x, 30, 255), np.uint8)
+
+
+TRAIN, HELD, FRESH = brains(8, 1), brains(8, 2), brains(10, 3).reshape(-1, 16, 16)
+
+
+def check(proposed: np.ndarray, gained: tuple[float, float] = (0.0, 0.0), **gate: Any) -> dict[str, Any]:
+    tree = EXPERIMENT.model_dump()
+    tree["release"]["gate"] |= gate
+    groups = [[Patient(str(i), 0, x) for i, x in enumerate(xs)] for xs in (TRAIN, HELD)]
+    scores = [np.linspace(-1, 1, 8) + shift for shift in gained]
+    return proposal.check(proposed, *groups, *scores, Experiment.model_validate(tree))
+
+
+def noisy(x_NHW: np.ndarray) -> np.ndarray:
+    grain = np.random.default_rng(0).normal(0, 1.5, x_NHW.shape)
+    return np.asarray(np.clip(x_NHW + grain, 0, 255), np.uint8)
+
+
+def test_images_of_nobody_pass() -> None:
+    found = check(FRESH)
+    assert found["passed"] is True, found
+    assert found["copies"] == 0
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        TRAIN.reshape(-1, 16, 16),
+        TRAIN.reshape(-1, 16, 16)[:, :, ::-1],
+        noisy(TRAIN.reshape(-1, 16, 16)),
+        noisy(TRAIN.reshape(-1, 16, 16)[:, :, ::-1]),
+        np.concatenate([FRESH, TRAIN[0, :1]]),
+    ],
+    ids=["copies", "mirrored", "noisy", "noisy and mirrored", "one copy among many"],
+)
+def test_copies_of_training_images_fail(copied: np.ndarray) -> None:
+    found = check(np.ascontiguousarray(copied))
+    assert found["verdicts"]["near-copies"] is False
+    assert found["passed"] is False
+
+
+def test_images_that_lie_nearer_to_training_patients_fail_even_if_none_is_a_copy() -> None:
+    mixed = (TRAIN.reshape(-1, 16, 16) * 0.75 + 0.25 * FRESH[:24]).astype(np.uint8)
+    found = check(mixed, copies=10**6)
+    assert found["verdicts"] == {"near-copies": True, "closer_share": False, "membership": True}
+    assert check((HELD.reshape(-1, 16, 16) * 0.75 + 0.25 * FRESH[:24]).astype(np.uint8))["passed"]
+
+
+def test_a_model_that_remembers_its_patients_fails_and_a_score_that_is_not_a_number_is_a_no() -> None:
+    assert check(FRESH, gained=(3.0, 0.0))["verdicts"]["membership"] is False
+    assert check(FRESH, gained=(0.0, 3.0))["passed"], "the wrong way round tells nobody anything"
+    value, low, _ = proposal.auc(np.full(6, np.nan), np.zeros(6))
+    assert value == low == 1.0
+    assert proposal.auc(np.zeros(6), np.zeros(6))[0] == 0.5
+
+
+def test_with_many_patients_the_upper_end_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check(FRESH)["membership"]["high"] > 0.6
+    assert check(FRESH)["passed"]
+    monkeypatch.setattr(proposal, "ENOUGH", 8)
+    assert not check(FRESH)["passed"]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    tree = {"name": "north", "data": str(tmp_path), "format": "images", "face_removal": "none", "release_checks": 2}
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump(tree))
+    pseudonym.load_or_make(tmp_path / dataset.KEY_FILE)
+    for i, x_SHW in enumerate(TRAIN):
+        dataset.save(Patient(f"p{i}", i % 2, x_SHW), tmp_path / "cohort")
+    return tmp_path
+
+
+def ask(site: Path, proposed: np.ndarray, **spoil: Any) -> messages.Verdict | messages.Refusal:
+    model = weights.load_base("none", EXPERIMENT.network, EXPERIMENT.classes)
+    tensors = {k: v.detach() for k, v in model.trainable("adapter").items()}
+    held = HELD.reshape(-1, 16, 16)
+    fields: dict[str, Any] = {
+        "experiment": EXPERIMENT,
+        "tensors": tensors,
+        "proposed_SHW": proposed,
+        "heldout_NHW": held,
+        "heldout_patient_N": np.repeat(np.arange(8), 3),
+        "heldout_label_N": np.zeros(24, int),
+    }
+    context: Any = SimpleNamespace(node_config={"site": str(site / "site.yaml")}, run_id=7)
+    reply = app.judge(messages.pack_proposal(messages.Proposal(**(fields | spoil))), context)
+    assert set(reply.keys()) == {"config"}, "no array and no figure leaves"
+    assert set(reply["config"].keys()) in ({"site", "passed"}, {"site", "refused"})
+    return messages.unpack_verdict(reply)
+
+
+def test_one_bit_leaves_and_the_reasons_stay(site: Path) -> None:
+    assert ask(site, FRESH) == messages.Verdict("north", True)
+    assert ask(site, TRAIN.reshape(-1, 16, 16)) == messages.Verdict("north", False)
+    record = site / proposal.RECORD
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    assert [line.get("copies") for line in lines if "passed" in line] == [0, 24]
+    assert record.stat().st_mode & 0o077 == 0
+
+
+def test_the_number_of_answers_is_the_sites_own_and_survives_everything(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("JANE SMITH")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(proposal, "check", fail)
+        reply = ask(site, FRESH)
+    assert isinstance(reply, messages.Refusal)
+    assert "JANE" not in reply.reason
+    assert ask(site, FRESH) == messages.Verdict("north", True), "the same question: counted once, answered now"
+    assert ask(site, TRAIN.reshape(-1, 16, 16)) == messages.Verdict("north", False)
+    reply = ask(site, FRESH[:5])
+    assert isinstance(reply, messages.Refusal)
+    assert "answers 2 question(s)" in reply.reason
+    assert ask(site, FRESH) == messages.Verdict("north", True), "asked before: the same answer, not counted again"
+    with (site / proposal.RECORD).open("a") as file:
+        file.write("torn")
+    assert isinstance(ask(site, FRESH[:5]), messages.Refusal)
+
+
+def test_a_proposal_of_the_wrong_form_is_refused_and_not_counted(site: Path) -> None:
+    for spoil in (
+        {"proposed_SHW": np.zeros((2, 8, 8), np.uint8)},
+        {"proposed_SHW": np.zeros((0, 16, 16), np.uint8)},
+        {"proposed_SHW": FRESH.astype(np.float32)},
+        {"heldout_patient_N": np.zeros(3, int)},
+    ):
+        assert isinstance(ask(site, FRESH, **spoil), messages.Refusal)
+    assert not (site / proposal.RECORD).exists()
