@@ -227,9 +227,58 @@ def test_a_site_may_permit_less(site: Site) -> None:
     assert not exchange(small, Line(request(), OURS))[1]
 
 
-def test_anything_but_training_is_refused(site: Site) -> None:
-    reply, started = exchange(site, Line(request(), OURS, kind="query"))
+def test_anything_but_training_and_judging_is_refused(site: Site) -> None:
+    reply, started = exchange(site, Line(request(), OURS, kind="evaluate"))
     assert not started and isinstance(reply, messages.Refusal) and "only trains" in reply.reason
+    reply, started = exchange(site, Line(request(), OURS, kind="query"))
+    assert not started and isinstance(reply, messages.Refusal) and "lacks `images`" in reply.reason
+
+
+def proposal() -> RecordDict:
+    x_NHW = np.random.default_rng(5).integers(0, 255, (4, 16, 16), np.uint8)
+    return messages.pack_proposal(
+        messages.Proposal(EXPERIMENT, trainable(), x_NHW, x_NHW, np.array([0, 0, 1, 1]), np.zeros(4, int))
+    )
+
+
+def judged(site: Site, reply: Callable[[Message], Message] | None = None) -> tuple[RecordDict, bool]:
+    """What reaches the coordinator after a proposal, and whether the app was started."""
+    line = Line(proposal(), OURS, kind="query")
+    opened: list[RecordDict] = []
+
+    def arrived() -> messages.Refusal:
+        message = inflate_object_from_contents(line.head, dict(line.sent), keep_object_contents=True)
+        assert isinstance(message, Message)
+        opened.append(message.content)
+        return messages.Refusal("", "")
+
+    line.arrived = arrived  # type: ignore[method-assign]
+    started = exchange(site, line, reply)[1]
+    return opened[0], started
+
+
+def test_one_bit_about_a_release_leaves_and_nothing_that_an_app_puts_beside_it(site: Site) -> None:
+    context: Any = SimpleNamespace(node_config={"site": str(site.data / "site.yaml")}, run_config={}, run_id=7)
+    content, started = judged(site, lambda message: Message(app.judge(message.content, context), reply_to=message))
+    assert started
+    assert messages.unpack_verdict(content) == messages.Verdict("north", True)
+    assert kinds(site) == ["asked", "sent"]
+    for smuggled in (
+        RecordDict({"config": ConfigRecord({"site": SECRET, "passed": True})}),
+        RecordDict({"config": ConfigRecord({"site": "north", "passed": True, "note": SECRET})}),
+        RecordDict({"config": ConfigRecord({"site": "north", "passed": SECRET})}),
+        RecordDict({"config": ConfigRecord({"site": "north", "passed": True}), SECRET: ConfigRecord()}),
+        RecordDict({"config": ConfigRecord({"site": "north", "refused": SECRET})}),
+    ):
+        content, _ = judged(site, lambda message, smuggled=smuggled: Message(smuggled, reply_to=message))
+        assert set(content.keys()) == {"config"}
+        assert SECRET not in str(dict(content["config"]))
+
+
+def test_a_site_that_judges_no_release_does_not_open_one(site: Site) -> None:
+    content, started = judged(site.model_copy(update={"release_checks": 0}))
+    assert not started
+    assert "does not judge releases" in str(content["config"]["refused"])  # type: ignore[index]
 
 
 def changed(**sections: dict[str, Any]) -> Experiment:

@@ -121,7 +121,7 @@ def ask(site: Path, proposed: np.ndarray, **spoil: Any) -> messages.Verdict | me
         "heldout_patient_N": np.repeat(np.arange(8), 3),
         "heldout_label_N": np.zeros(24, int),
     }
-    context: Any = SimpleNamespace(node_config={"site": str(site / "site.yaml")}, run_id=7)
+    context: Any = SimpleNamespace(node_config={"site": str(site / "site.yaml")}, run_config={}, run_id=7)
     reply = app.judge(messages.pack_proposal(messages.Proposal(**(fields | spoil))), context)
     assert set(reply.keys()) == {"config"}, "no array and no figure leaves"
     assert set(reply["config"].keys()) in ({"site", "passed"}, {"site", "refused"})
