@@ -9,7 +9,8 @@ closer_share     the proposed images may not lie nearer to training patients tha
                  interval is held against the threshold, because with few patients the share itself varies by a tenth
 membership       the loss of a patient under the model, less that under the public base, may not tell training patients from
                  held-out ones: AUC against the threshold or what differential privacy allows. With 200 patients on either side
-                 the upper end of the interval counts, with fewer the lower: few patients cannot show that nothing is there
+                 the upper end of the interval counts, with fewer the lower: few patients cannot show that nothing is there.
+                 Fewer than five, or a loss that is not a number, is a refusal and so not a yes
 
 Guarantee     none: the bit is computed from the patients without noise and is outside differential privacy. A coordinator who
               could ask at will could find out who is in the cohort, image by image. So the site's own file says how often it
@@ -28,11 +29,10 @@ from typing import Any
 
 import numpy as np
 from flwr.app import RecordDict
-from scipy.stats import rankdata
 
 from client import dataset, figures
 from client.dataset import Patient
-from privacy import copies
+from privacy import attacks, copies
 from privacy.accounting import best_attack
 from privacy.durable import replace, told
 from shared import messages, weights
@@ -44,7 +44,6 @@ from shared.network import shapes
 LOG = logging.getLogger("fedsynth.client")
 RECORD = "release-checks.jsonl"
 ENOUGH = 200  # patients on either side, for the upper end of the membership interval
-BOOTSTRAP = 1000
 
 
 def answer(content: RecordDict, site: Site, work: Path) -> messages.Verdict:
@@ -113,11 +112,11 @@ def check(
         groups[1],
         mirrored_Sd=copies.pixels(np.ascontiguousarray(proposed_SHW[:, :, ::-1])),
     )
-    value, low, high = auc(gained_M, gained_N)
+    told = attacks.measure(gained_M, gained_N)
     allowed = gate.membership_auc
     if experiment.privacy.epsilon is not None:
         allowed = min(allowed, best_attack(experiment.privacy.epsilon, experiment.privacy.delta).auc)
-    held = high if min(len(gained_M), len(gained_N)) >= ENOUGH else low
+    held = told.auc_high if min(len(gained_M), len(gained_N)) >= ENOUGH else told.auc_low
     verdicts = {
         "near-copies": alike.copies <= gate.copies,
         "closer_share": near.low <= gate.closer_share,
@@ -128,23 +127,8 @@ def check(
         "verdicts": verdicts,
         "copies": alike.copies,
         "nearness": asdict(near),
-        "membership": {"auc": value, "low": low, "high": high, "allowed": allowed},
+        "membership": asdict(told) | {"allowed": allowed},
     }
-
-
-def auc(member_M: np.ndarray, nonmember_N: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """AUC with its 95 % bootstrap interval over patients; NaN scores count as the strongest, so they fail rather than pass."""
-    rng = np.random.default_rng(seed)
-    scores = [np.nan_to_num(x, nan=np.inf, posinf=np.inf) for x in (member_M, nonmember_N)]
-
-    def area(a: np.ndarray, b: np.ndarray) -> float:
-        ranks = rankdata(np.concatenate([a, b]))
-        return float((ranks[: len(a)].sum() - len(a) * (len(a) + 1) / 2) / (len(a) * len(b)))
-
-    spread = [area(*(x[rng.integers(len(x), size=len(x))] for x in scores)) for _ in range(BOOTSTRAP)]
-    value = area(*scores)
-    low, high = np.quantile(spread, [0.025, 0.975])
-    return value, min(value, float(low)), max(value, float(high))
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:

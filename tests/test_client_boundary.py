@@ -257,7 +257,10 @@ def judged(site: Site, reply: Callable[[Message], Message] | None = None) -> tup
     return opened[0], started
 
 
-def test_one_bit_about_a_release_leaves_and_nothing_that_an_app_puts_beside_it(site: Site) -> None:
+def test_one_bit_about_a_release_leaves_and_nothing_that_an_app_puts_beside_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("privacy.attacks.FEWEST", 2)  # this site has three patients
     context: Any = SimpleNamespace(node_config={"site": str(site.data / "site.yaml")}, run_config={}, run_id=7)
     content, started = judged(site, lambda message: Message(app.judge(message.content, context), reply_to=message))
     assert started

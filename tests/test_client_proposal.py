@@ -16,6 +16,7 @@ from client import app, dataset, proposal, pseudonym
 from client.dataset import Patient
 from shared import messages, weights
 from shared.config import Experiment, Network
+from shared.errors import PrivacyError
 
 EXPERIMENT = Experiment.model_validate(
     {
@@ -87,13 +88,14 @@ def test_images_that_lie_nearer_to_training_patients_fail_even_if_none_is_a_copy
 def test_a_model_that_remembers_its_patients_fails_and_a_score_that_is_not_a_number_is_a_no() -> None:
     assert check(FRESH, gained=(3.0, 0.0))["verdicts"]["membership"] is False
     assert check(FRESH, gained=(0.0, 3.0))["passed"], "the wrong way round tells nobody anything"
-    value, low, _ = proposal.auc(np.full(6, np.nan), np.zeros(6))
-    assert value == low == 1.0
-    assert proposal.auc(np.zeros(6), np.zeros(6))[0] == 0.5
+    for broken in ([np.full(8, np.nan), np.zeros(8)], [np.zeros(4), np.zeros(8)]):
+        groups = [[Patient(str(i), 0, x) for i, x in enumerate(xs)] for xs in (TRAIN, HELD)]
+        with pytest.raises(PrivacyError):
+            proposal.check(FRESH, *groups, *broken, EXPERIMENT)
 
 
 def test_with_many_patients_the_upper_end_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert check(FRESH)["membership"]["high"] > 0.6
+    assert check(FRESH)["membership"]["auc_high"] > 0.6
     assert check(FRESH)["passed"]
     monkeypatch.setattr(proposal, "ENOUGH", 8)
     assert not check(FRESH)["passed"]
