@@ -1,14 +1,16 @@
-"""`fedsynth client request | join | approve | serve | journal`: a hospital's part in a federation over a network."""
+"""`fedsynth client request | join | approve | serve | doctor | journal`: a hospital's part in a federation over a network."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from client import approval, journal, node
+from client.doctor import examine
 from client.supervise import supervise
 from shared import bundle, keys, logs
 from shared.config import Site, read
@@ -117,3 +119,18 @@ def journal_command(work: Work, as_json: Annotated[bool, typer.Option("--json", 
     for event in events:
         said = {k: v for k, v in event.items() if k not in ("index", "previous", "hash", "kind", "time")}
         typer.echo(f"{event['time']}  {event['kind']:10}  " + "  ".join(f"{k}={v}" for k, v in said.items()))
+
+
+@app.command("doctor", epilog="Example: fedsynth client doctor north.yaml --work work")
+def doctor_command(
+    site: SiteFile, work: Work, as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False
+) -> None:
+    """Look at everything that taking part needs, and say how to mend what is wrong. Exit code 1 when something is."""
+    findings = list(examine(read(site, Site), work))
+    if as_json:
+        typer.echo(json.dumps([asdict(f) for f in findings]))
+    else:
+        for f in findings:
+            typer.echo(f"{f.state:8} {f.what:14} {f.text}".rstrip())
+    if any(f.state == "bad" for f in findings):
+        raise typer.Exit(1)

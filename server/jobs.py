@@ -145,8 +145,3 @@ def _read(path: Path) -> dict[str, Any] | None:
 def want(out: Path, experiment: str) -> None:
     """Ask the running server for a run."""
     write_bytes(out / "wanted.json", experiment.encode())
-
-
-def going_on(out: Path) -> bool:
-    """Whether the server has begun what is wanted."""
-    return (out / "wanted.json").exists() and (out / "job.json").exists()

@@ -80,7 +80,8 @@ def _ask(folder: Path, out: Path, experiment: Experiment, heldout: Path | None) 
 def _follow(folder: Path, out: Path, experiment: Experiment, console: Console) -> None:
     """Print what happens until the run has finished. FederationError when it failed, was stopped, or the server is gone."""
     record = out / "server" / "events.jsonl"
-    seen = 0 if jobs.going_on(out) else len(read_events(record))
+    failures = [i for i, event in enumerate(read_events(record)) if event["event"] == "run_failed"]
+    seen = failures[-1] + 1 if failures else 0  # an earlier failure is over, since the run was asked for again
     with progress(console) as bar:
         follow = Follow(console, bar, experiment)
         while True:

@@ -1,0 +1,110 @@
+"""What stands between this hospital and taking part: each thing looked at in turn, and how to mend it.
+
+Nothing is changed, nothing is sent but an empty request that shows the node's public key.
+
+Left out: graphics cards and memory; an experiment's settings decide whether they suffice.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from client import approval, budget, dataset, isolation, journal, line, node
+from privacy import ledger
+from shared import bundle
+from shared.config import Site
+from shared.errors import DataError, FederationError, FedsynthError, PolicyError
+
+FREE_GB = 2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing. `state`: "good", "warning" (it works today) or "bad"."""
+
+    what: str
+    state: str
+    text: str
+
+
+def examine(site: Site, work: Path) -> Iterator[Finding]:
+    """Look at everything; a bad finding does not stop the next."""
+    looks: list[tuple[str, Callable[[], list[str]]]] = [
+        ("cohort", lambda: _cohort(work)),
+        ("ledger", lambda: _ledger(site, work)),
+        ("key", lambda: _key(work)),
+        ("kit", lambda: node.warnings(node.load_kit(work))),
+        ("code", lambda: _code(site, work)),
+        ("app's network", lambda: _network(site)),
+        ("disk", lambda: _disk(work)),
+        ("journal", lambda: _journal(work)),
+        ("line", lambda: line.probe(node.load_kit(work), node.private_key(work))),
+    ]
+    for what, look in looks:
+        try:
+            warnings = look()
+        except FedsynthError as error:
+            yield Finding(what, "bad", str(error))
+            continue
+        yield from (Finding(what, "warning", text) for text in warnings)
+        if not warnings:
+            yield Finding(what, "good", "")
+
+
+def _cohort(work: Path) -> list[str]:
+    if not any((work / "cohort").glob("*.npz")):
+        raise DataError(f"no patients in {work / 'cohort'}; run `fedsynth client ingest` first")
+    return []
+
+
+def _ledger(site: Site, work: Path) -> list[str]:
+    path = dataset.records(site, work) / budget.LEDGER_FILE
+    if path.exists():
+        ledger.verify(path)
+    if site.epsilon_cap is None:
+        return ["`epsilon_cap: null` protects nobody; it is for rehearsals on public data"]
+    return []
+
+
+def _key(work: Path) -> list[str]:
+    node.private_key(work)
+    return []
+
+
+def _code(site: Site, work: Path) -> list[str]:
+    digest = bundle.sha256(bundle.build())
+    lacking = approval.missing(site, work, digest)
+    if lacking:
+        raise PolicyError(
+            f"the installed code, bundle {digest[:12]}, lacks {lacking} signatures; look at it with `fedsynth client approve`"
+        )
+    return []
+
+
+def _network(site: Site) -> list[str]:
+    if site.policy.app_network == "host":
+        return [
+            "the app has this machine's network (`policy.app_network: host`); only a container should keep it from it"
+        ]
+    if not isolation.available():
+        raise FederationError(
+            "user namespaces are off, so the network cannot be taken away from the app; allow them, or see `policy.app_network`"
+        )
+    return []
+
+
+def _disk(work: Path) -> list[str]:
+    free = shutil.disk_usage(work).free / 1e9
+    return (
+        [f"{free:.1f} GB are free in {work}; a full disk stops the ledger, and with it everything"]
+        if free < FREE_GB
+        else []
+    )
+
+
+def _journal(work: Path) -> list[str]:
+    journal.read(work)
+    return []

@@ -1,0 +1,74 @@
+"""The doctor names what is wrong and how to mend it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client import approval, dataset, doctor, isolation, line, node
+from server import provision
+from shared import bundle
+from shared.config import Site
+from shared.errors import FederationError
+
+
+def findings(site: Site, work: Path) -> dict[str, str]:
+    return {f.what: f.state for f in doctor.examine(site, work)}
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A site with everything in place, but for a server."""
+    monkeypatch.setattr(isolation, "available", lambda: True)
+    monkeypatch.setattr(line, "probe", lambda *_: [])
+    made = Site(name="north", data=tmp_path, face_removal="none")
+    dataset.save(dataset.Patient("p", 0, np.zeros((2, 16, 16), np.uint8)), tmp_path / "cohort")
+    federation = provision.Federation(name="brains", address="127.0.0.1:9")
+    list(provision.provision(federation, tmp_path / "brains"))
+    kit = provision.approve(federation, tmp_path / "brains", node.request(made, tmp_path))
+    node.join(kit, made, tmp_path)
+    approval.approve(made, tmp_path, bundle.build())
+    return made
+
+
+def test_a_site_in_order_is_good_all_over(site: Site) -> None:
+    assert set(findings(site, site.data).values()) == {"good"}
+
+
+def test_a_new_site_is_told_what_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "available", lambda: False)
+    site = Site(name="north", data=tmp_path, face_removal="none")
+    bad = {f.what: f.text for f in doctor.examine(site, tmp_path) if f.state == "bad"}
+    assert set(bad) == {"cohort", "key", "kit", "code", "app's network", "line"}
+    for what, remedy in {
+        "cohort": "client ingest",
+        "key": "client request",
+        "kit": "client join",
+        "code": "client approve",
+    }.items():
+        assert remedy in bad[what]
+
+
+def test_each_fault_is_found_by_itself(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = site.data / "node" / "node.key"
+    key.chmod(0o644)
+    assert findings(site, site.data)["key"] == "bad"
+    key.chmod(0o600)
+    approval.withdraw(site.data, bundle.sha256(bundle.build()))
+    assert [w for w, s in findings(site, site.data).items() if s == "bad"] == ["code"]
+
+    def unreachable(*_: object) -> list[str]:
+        raise FederationError("the server cannot be reached")
+
+    monkeypatch.setattr(line, "probe", unreachable)
+    assert findings(site, site.data)["line"] == "bad"
+    open_site = site.model_copy(update={"policy": site.policy.model_copy(update={"app_network": "host"})})
+    assert findings(open_site, site.data)["app's network"] == "warning"
+
+
+def test_a_server_that_is_not_there_is_explained(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    with pytest.raises(FederationError, match="cannot be reached; is it running"):
+        line.probe(node.load_kit(site.data), node.private_key(site.data))
