@@ -16,6 +16,7 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
+from client.manifest import Reason
 from privacy.noise import SecureRandom
 
 KEY = bytes(range(32))
@@ -140,3 +141,37 @@ def repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
     keys, start, rng = itertools.count(), SecureRandom._start, np.random.default_rng
     monkeypatch.setattr(SecureRandom, "_start", lambda self, _: start(self, next(keys).to_bytes(32, "big")))
     monkeypatch.setattr(np.random, "default_rng", lambda seed=7: rng(seed))
+
+
+@pytest.fixture
+def through(tmp_path: Path) -> Callable[..., tuple[Reason, bytes]]:
+    """One file, as a dataset or as bytes, through `client deidentify`: its verdict, and all bytes that were written.
+
+    Whatever the verdict, the written folder must be clean to the verifier, which looks for every value of the source.
+    """
+    from client import export, harvest, verify_dicom
+    from client.findings import Verification
+
+    runs = iter(range(10**6))
+
+    def run(source: Dataset | bytes, name: str = "source.dcm") -> tuple[Reason, bytes]:
+        place = tmp_path / f"run{next(runs)}"
+        (place / "data").mkdir(parents=True)
+        if isinstance(source, bytes):
+            (place / "data" / name).write_bytes(source)
+        else:
+            with pydicom.config.disable_value_validation():
+                source.save_as(place / "data" / name, enforce_file_format=True)
+        (entry,) = export.export(place / "data", place / "out", KEY)
+        written = {path.name: path.read_bytes() for path in (place / "out").iterdir()}
+        needles = verify_dicom.Needles(harvest.needles(place / "data"))
+        result = Verification()
+        for file, content in written.items():
+            assert b"qzjx" not in content.lower() and "qzjx" not in file.lower()
+            if file.endswith(".dcm"):
+                verify_dicom.check(content, file, file, needles, result)
+        assert not result.findings, {(found.rule, found.offset) for found in result.findings}
+        assert len(written) == 1 + (entry.reason is Reason.OK)
+        return entry.reason, b"".join(content for file, content in written.items() if file.endswith(".dcm"))
+
+    return run
