@@ -59,8 +59,9 @@ def ingest(
         return
     typer.echo(f"{settings.name}: {report.patients} patients, {report.slices} slices")
     _say(report.passed, report.quarantined, report.refused, report.reasons)
+    with_source = f" --source {settings.data}" if settings.data is not None else ""
     typer.echo(
-        f"Next: look at {page}, run `fedsynth client verify {work} --source {settings.data}`, and keep "
+        f"Next: look at {page}, run `fedsynth client verify {work}{with_source}`, and keep "
         f"{dataset.records(settings, work) / dataset.KEY_FILE} safe."
     )
 

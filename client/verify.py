@@ -91,7 +91,7 @@ def verify(
         if content is not None:
             result.files += 1
             result.bytes += len(content)
-            if path.suffix in (".dcm", ".npz"):
+            if path.parent in (folder, folder / "cohort") and path.suffix in (".dcm", ".npz"):
                 digests[path.stem] = hashlib.sha256(content).hexdigest()
             known = (WORK_FILES if work else REBUILT_FILES).fullmatch(relative) is not None
             _judge(path, name, content, needles, result, known=known)
@@ -115,7 +115,7 @@ def _judge(path: Path, name: str, content: bytes, needles: Needles, result: Veri
         case "pseudonym.key":
             if _key(path) is None:
                 result.add(name, "key")
-        case "manifest.jsonl" | "manifest.seal" | "site.yaml" | "reply.kept" | "node.key" | "kit.json":
+        case "manifest.jsonl" | "manifest.seal" | "site.yaml" | "reply.kept":
             pass  # judged later, or the site's and the federation's own, which hold nothing of the data
         case "cohort.id":
             if not re.fullmatch(rb"[0-9a-f]{32}", content):
@@ -123,7 +123,7 @@ def _judge(path: Path, name: str, content: bytes, needles: Needles, result: Veri
         case "":
             result.add(name, "unexpected-file")
             _search(content, name, needles, result)
-        case file:  # ledger and report: their own words would match short ones of others
+        case file:  # ledger, journal and report: their own words would match short ones of the source
             if file == "ledger.jsonl":
                 _ledger(path, name, result)
             _search(content, name, needles, result, least=8)
