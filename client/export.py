@@ -48,6 +48,8 @@ def export(
     files = [item for item in reader.listing(folder) if source.is_dir() or item[0] == source]
     inputs = Inputs(folder, files, key, progress)
     target.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for left in target.glob("2.25.*.partial"):  # of an interrupted run
+        left.unlink()
     models = text.models() if text_check else {}
     held: dict[int, tuple[Path, str]] = {}
     met: set[str] = set()

@@ -22,9 +22,11 @@ from pathlib import Path
 import pydicom
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 from pydicom.valuerep import VR
 
-from client import expected
+from client import expected, reader
 from client.manifest import Reason, Withheld
 from client.redaction import guarded
 
@@ -77,7 +79,9 @@ def _file(path: Path, values: set[str], raw: set[bytes], seen: set[tuple[int, by
     if start[128:] == b"DICM":
         raw.update(match.strip() for match in PRINTABLE.findall(start[:128]))
         with pydicom.config.disable_value_validation():
-            header = pydicom.dcmread(path, stop_before_pixels=True)
+            syntax = str(read_file_meta_info(path).get("TransferSyntaxUID", ""))
+            packed = syntax == DeflatedExplicitVRLittleEndian  # the hospital's own reader unpacks with a limit
+            header = reader.whole(path) if packed else pydicom.dcmread(path, stop_before_pixels=True)
             _header(header.file_meta, values, raw, seen)
             _header(header, values, raw, seen)
     elif path.suffix.lower() in TEXT_FILES and path.stat().st_size <= LIMIT_TEXT:

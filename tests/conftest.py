@@ -154,7 +154,7 @@ def through(tmp_path: Path) -> Callable[..., tuple[Reason, bytes]]:
 
     runs = iter(range(10**6))
 
-    def run(source: Dataset | bytes, name: str = "source.dcm") -> tuple[Reason, bytes]:
+    def run(source: Dataset | bytes, name: str = "source.dcm", *, text_check: bool = False) -> tuple[Reason, bytes]:
         place = tmp_path / f"run{next(runs)}"
         (place / "data").mkdir(parents=True)
         if isinstance(source, bytes):
@@ -162,7 +162,7 @@ def through(tmp_path: Path) -> Callable[..., tuple[Reason, bytes]]:
         else:
             with pydicom.config.disable_value_validation():
                 source.save_as(place / "data" / name, enforce_file_format=True)
-        (entry,) = export.export(place / "data", place / "out", KEY)
+        (entry,) = export.export(place / "data", place / "out", KEY, text_check=text_check)
         written = {path.name: path.read_bytes() for path in (place / "out").iterdir()}
         needles = verify_dicom.Needles(harvest.needles(place / "data"))
         result = Verification()

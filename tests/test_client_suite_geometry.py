@@ -84,7 +84,9 @@ def test_g05_a_localizer_among_the_slices_is_withheld(
 
 
 def reasons(folder: Path, **site: object) -> dict[Reason, int]:
-    settings = Site.model_validate({"name": "a", "data": folder / "data", "face_removal": "none", **site})
+    settings = Site.model_validate(
+        {"name": "a", "data": folder / "data", "face_removal": "none", "text_check": "none", **site}
+    )
     try:
         ingest(settings, classes=["x"], image_size=16, slices_per_patient=8, work=folder / "work")
     except DataError:
