@@ -131,7 +131,7 @@ class Watch(Generic[T]):
             norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients if g is not None))
             if math.isfinite(norm):
                 factor = bound / (norm + GAMMA) if clipping == "automatic" else min(1.0, bound / max(norm, 1e-30))
-                others.__iadd__(factor * directions.project(gradients))
+                np.add(others, factor * directions.project(gradients), out=others)
             return value
 
         self.step(watched, patients, optimizer, clipping=clipping)

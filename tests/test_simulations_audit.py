@@ -47,7 +47,7 @@ def config(tmp_path: Path) -> Path:
 
 def test_an_audit_prints_json_writes_three_pictures_and_finds_nothing_wrong(config: Path, tmp_path: Path) -> None:
     out = tmp_path / "audit"
-    done = CliRunner().invoke(app, [str(config), "--canaries", "800", "--out", str(out), "--json"])
+    done = CliRunner().invoke(app, [str(config), "--canaries", "500", "--out", str(out), "--json"])
     assert done.exit_code == 0, done.output
     tree = json.loads(done.stdout)
     assert tree == json.loads((out / "audit.json").read_text())
@@ -70,7 +70,7 @@ def half_noise(loss: Any, people: Any, optimizer: PatientOptimizer, *, clipping:
 def test_a_fault_is_told_and_sets_the_exit_code(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original: Callable[..., Any] = rehearsal.canaries
     monkeypatch.setattr(rehearsal, "canaries", lambda *a, **k: original(*a, **k | {"step": half_noise}))
-    done = CliRunner().invoke(app, [str(config), "--canaries", "800", "--out", str(tmp_path / "audit")])
+    done = CliRunner().invoke(app, [str(config), "--canaries", "500", "--out", str(tmp_path / "audit")])
     assert isinstance(done.exception, PrivacyError)
     assert "contradicts the stated privacy: canaries show epsilon" in str(done.exception)
     assert "epsilon at least" in done.stdout
