@@ -15,6 +15,7 @@ from types import TracebackType
 from pydicom.dataset import Dataset
 from pynetdicom import AE
 from pynetdicom.association import Association
+from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from client.archive import Pace, Put, Series, Unanswered, uid
 from client.credentials import context
@@ -24,6 +25,23 @@ from shared.pacs import Pacs
 
 FIND, MOVE = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.2"  # Study Root
 PENDING, SUCCESS, SOME_FAILED, UNKNOWN_DESTINATION = (0xFF00, 0xFF01), 0x0000, 0xB000, 0xA801
+
+
+class _Socket(AssociationSocket):
+    def _shutdown_socket(self) -> None:
+        """The library leaves the socket of a connection that never came about to the garbage collector."""
+        super()._shutdown_socket()
+        if self.socket is not None:
+            self.socket.close()
+
+
+class _Caller(AE):
+    def _create_socket(
+        self, assoc: Association, address: AddressInformation, tls_args: tuple[ssl.SSLContext, str] | None
+    ) -> AssociationSocket:
+        made = _Socket(assoc, address=address)
+        made.tls_args = tls_args
+        return made
 
 
 class DimseArchive:
@@ -92,7 +110,7 @@ class DimseArchive:
     def _association(self, model: str, answer_s: float | None = None) -> Iterator[Association]:
         self._requests.wait()
         way, timeout_s = self._way, self._pacs.timeout_s
-        ae = AE(ae_title=way.calling_ae)
+        ae = _Caller(ae_title=way.calling_ae)
         ae.connection_timeout = ae.acse_timeout = timeout_s
         ae.dimse_timeout = ae.network_timeout = answer_s or timeout_s
         ae.add_requested_context(model)

@@ -66,7 +66,6 @@ def ingest(
 
     Where absent, the hospital's key is made.
 
-
     classes   names of the labels in order; a patient's label is an index into them
     progress  called with (done, total): of files, or of patients when they come from a PACS
 

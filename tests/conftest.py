@@ -5,6 +5,8 @@ Left out: planted identifiers (`simulations.planted`), and anything that needs f
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,9 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
@@ -175,3 +180,47 @@ def through(tmp_path: Path) -> Callable[..., tuple[Reason, bytes]]:
         return entry.reason, b"".join(content for file, content in written.items() if file.endswith(".dcm"))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ca.pem, and pacs.pem and us.pem that it signed for 127.0.0.1, each with its .key; stranger.pem is another authority."""
+    folder = tmp_path_factory.mktemp("tls")
+    now = datetime.datetime.now(datetime.UTC)
+
+    def make(name: str, issuer: tuple[x509.Name, ec.EllipticCurvePrivateKey] | None) -> tuple[x509.Name, Any]:
+        key, subject = (
+            ec.generate_private_key(ec.SECP256R1()),
+            x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]),
+        )
+        signer, signing_key = issuer or (subject, key)
+        built = (
+            x509.CertificateBuilder().subject_name(subject).issuer_name(signer).public_key(key.public_key())
+            .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signing_key.public_key()), critical=False)
+        )  # fmt: skip
+        if issuer is not None:
+            names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+            built = built.add_extension(names, critical=False)
+        else:
+            usage = x509.KeyUsage(digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False,
+                                  key_encipherment=False, data_encipherment=False, key_agreement=False,
+                                  encipher_only=False, decipher_only=False)  # fmt: skip
+            built = built.add_extension(usage, critical=True)
+        pem = built.sign(signing_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        secret = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        for suffix, content in ((".pem", pem), (".key", secret)):
+            (folder / f"{name}{suffix}").write_bytes(content)
+            (folder / f"{name}{suffix}").chmod(0o600)
+        return subject, key
+
+    authority = make("ca", None)
+    make("stranger", None)
+    for name in ("pacs", "us"):
+        make(name, authority)
+    return folder
