@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +13,7 @@ from server import finish, network_cli
 from server.report import write_report
 from server.tools import progress
 from shared.errors import ConfigError, ReleaseRefused
+from shared.weights import write_bytes
 
 app = typer.Typer(help="The coordinator: admit sites, run the federation, release and report.", no_args_is_help=True)
 app.add_typer(network_cli.app)
@@ -49,3 +52,51 @@ def report(run: Run) -> None:
     """Write RUN/summary.json and RUN/report.html again from the run's own record."""
     finish.summarise(run)
     typer.echo(write_report(run))
+
+
+@app.command(epilog="Example: fedsynth server review out/demo/release --real scans/heldout --reader anna --reader ben")
+def review(
+    release: Annotated[Path, typer.Argument(help="the folder of a release")],
+    real: Annotated[Path | None, typer.Option(help="real images that readers may see; needed to begin")] = None,
+    reader: Annotated[list[str] | None, typer.Option(help="a reader's name; repeat it for more")] = None,
+    images: Annotated[int, typer.Option(min=2, help="of either kind, spread over patients")] = 50,
+    patients: Annotated[str, typer.Option(help="whose the real images are: auto, folder, image, or a CSV")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="the review's own folder; default: `review` beside the release")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="on this machine alone; 0: any that is free")] = 8137,
+    seed: Annotated[int, typer.Option(help="which images are taken")] = 0,
+    results: Annotated[bool, typer.Option("--results", help="print what it has come to as JSON, and end")] = False,
+) -> None:
+    """Let readers judge real and synthetic images blind: which is which, how good the anatomy is, which artefacts they see.
+
+    Prints one address for each reader, on this machine alone, and serves until Ctrl-C. Every answer is saved at once; the same
+    command goes on. At the end the confusion tables, kappa and intervals are written to review.json and into the run's report.
+    """
+    from server import agreement  # noqa: PLC0415 - only here
+    from server import review as reviews  # noqa: PLC0415
+    from server.review_server import make_server  # noqa: PLC0415
+
+    folder = out or release.parent / "review"
+    if results or (real is None and not reader):
+        found = reviews.open_review(folder)
+    elif real is None and not (folder / "plan.json").exists():
+        raise ConfigError("a review begins with real images and at least one reader; give --real and --reader")
+    else:
+        found = reviews.prepare(
+            folder, release, real or folder, reader or [], images=images, patients=patients, seed=seed
+        )
+    if not found.tokens:
+        raise ConfigError("a review needs a reader; give --reader NAME")
+    if not results:
+        with make_server(found, port) as server:
+            for name, token in found.tokens.items():
+                typer.echo(f"{name}: http://127.0.0.1:{server.server_address[1]}/?token={token}")
+            typer.echo("Ctrl-C ends; every answer is saved at once.")
+            with contextlib.suppress(KeyboardInterrupt):
+                server.serve_forever()
+    text = json.dumps(agreement.results(found), indent=2)
+    write_bytes(folder / "review.json", text.encode())
+    if folder == release.parent / "review" and (release.parent / "summary.json").exists():
+        write_report(release.parent)
+    typer.echo(text if results else folder / "review.json")

@@ -77,6 +77,7 @@ def _head(run: Run) -> dict[str, Any]:
         "words": privacy_statement(statement) if statement.private else {},
         "contributed": contributed(statement),
         "release_text": words.release_words(run),
+        "review_text": words.review_words(run),
         "cost_text": words.cost(run),
         "versions": words.versions(run),
         "settings": words.settings(run),

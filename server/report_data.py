@@ -32,6 +32,7 @@ class Run:
     events      the coordinator's record, oldest first
     rounds      rounds whose drawn images were kept
     gate        what the release gate found, none where it did not run
+    review      what readers' blind judgements came to, none where nobody was asked
     manifests   site -> counts of (verdict, reason)
     missing     sentences about what could not be read
     """
@@ -45,6 +46,7 @@ class Run:
     manifests: dict[str, Counter[tuple[str, str]]]
     missing: list[str] = field(default_factory=list)
     gate: Verdict | None = None
+    review: dict[str, Any] | None = None
 
     def samples(self, number: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Drawn images (N, H, W) uint8 and labels (N,) of a round, or none where the file is damaged."""
@@ -139,7 +141,13 @@ def read_run(out: Path) -> Run:
             gate = Verdict.load(out / "gate.json")
         except (OSError, ValueError, KeyError, TypeError):
             missing.append("What the release gate found (gate.json) could not be read.")
-    return Run(out, summary, settings, events, rounds, heldout, manifests, missing, gate)
+    review = None
+    if (out / "review" / "review.json").exists():
+        try:
+            review = dict(json.loads((out / "review" / "review.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            missing.append("What the readers said (review/review.json) could not be read.")
+    return Run(out, summary, settings, events, rounds, heldout, manifests, missing, gate, review)
 
 
 def _manifests(folder: Path, missing: list[str]) -> dict[str, Counter[tuple[str, str]]]:

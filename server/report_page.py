@@ -204,6 +204,7 @@ PAGE = (
   <p>{{ release_text }}</p>
   {% if gate %}{{ table(gate) }}
   {% if gate_chart %}{{ chart(gate_chart) }}{% endif %}{% endif %}
+  {% if review %}<h3>What readers said</h3><p>{{ review_text }}</p>{{ table(review) }}{% endif %}
 </section>
 
 <section>

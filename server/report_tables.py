@@ -32,6 +32,7 @@ def tables(run: Run) -> dict[str, Table | None]:
         "manifests": _manifests(run),
         "times": _times(run),
         "gate": _gate(run),
+        "review": _review(run),
     }
 
 
@@ -121,6 +122,31 @@ def _gate(run: Run) -> Table | None:
     checks = run.gate.checks if run.gate else ()
     rows: list[list[Any]] = [[c.name, c.passed, c.detail.replace("`", ""), c.threshold] for c in checks]
     return _table([("Check", ""), ("Passed", "c"), ("Found", ""), ("Required", "q")], rows)
+
+
+def _review(run: Run) -> Table | None:
+    """Each reader's confusion table, accuracy and scores, and everybody's together."""
+    found = run.review or {}
+    readers = dict(found.get("readers", {}))
+    if found.get("everybody"):
+        readers["everybody"] = found["everybody"]
+    rows: list[list[Any]] = []
+    for name, r in readers.items():
+        c, accuracy = r["confusion"], r["accuracy"]
+        scores = [_measured(r["score"][kind], 1) for kind in ("real", "synthetic")]
+        called = [f"{c[f'{kind}_called_real']} of {c[f'{kind}_called_real'] + c[f'{kind}_called_synthetic']}" for kind in
+                  ("real", "synthetic")]  # fmt: skip
+        rows.append([name, *called, _measured(accuracy, 2), *scores])
+    heads = [("Real called real", "n"), ("Synthetic called real", "n"), ("Called right", "n")]
+    heads += [("Anatomy of real, 1 to 5", "n"), ("of synthetic", "n")]
+    return _table([("Reader", ""), *heads], rows)
+
+
+def _measured(figure: dict[str, float | None], digits: int) -> Any:
+    value, low, high = (figure[key] for key in ("value", "low", "high"))
+    if value is None or low is None or high is None:
+        return "none"
+    return {"value": f"{value:.{digits}f}", "sub": f"{low:.{digits}f} to {high:.{digits}f}"}
 
 
 def _times(run: Run) -> Table | None:

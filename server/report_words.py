@@ -191,6 +191,27 @@ def release_words(run: Run) -> str:
     return "There is none in this folder. Its formal conditions are met."
 
 
+def review_words(run: Run) -> str:
+    """How many readers saw how many images, and how far they agree."""
+    found = run.review or {}
+    readers = found.get("readers", {})
+    if not readers:
+        return ""
+    count = f"{len(readers)} reader{'s' if len(readers) != 1 else ''}"
+    text = (
+        f"{count} judged up to {found.get('images', 0)} real and synthetic images blind. Half right is chance: readers who cannot "
+        "do better cannot tell them apart."
+    )
+    kappa = ((found.get("agreement") or {}).get("kappa")) or {}
+    if kappa.get("value") is None:
+        return text
+    agreement = found["agreement"]
+    return (
+        f"{text} Their agreement on the {agreement['images']} images that all of them judged, {agreement['measure']}: "
+        f"{kappa['value']:.2f} ({kappa['low']:.2f} to {kappa['high']:.2f}); 0 is chance, 1 is full agreement."
+    )
+
+
 def cost(run: Run) -> str:
     s = run.summary
     device = {None: "", "cpu": " on the CPU", "cuda": " on the GPU"}.get(s.device, f" on {s.device}")

@@ -23,6 +23,7 @@ COMMANDS = [
     ["privacy", "ledger", "verify"],
     ["server", "release"],
     ["server", "report"],
+    ["server", "review"],
 ]
 
 
