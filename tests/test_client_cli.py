@@ -81,6 +81,11 @@ def test_what_cannot_be_done_is_one_line(site: Path, tmp_path: Path) -> None:
         invoke("deidentify", str(tmp_path / "bad"), str(tmp_path / "out"), "--key", str(tmp_path / "key"))
 
 
-@pytest.mark.parametrize("command", ["ingest", "deidentify"])
+@pytest.mark.parametrize("command", ["ingest", "deidentify", "pacs"])
 def test_help_shows_an_example(command: str) -> None:
     assert f"Example: fedsynth client {command}" in invoke(command, "--help")
+
+
+def test_a_site_without_a_pacs_cannot_be_asked_for_one(site: Path) -> None:
+    with pytest.raises(DataError, match="names no `pacs`"):
+        invoke("pacs", str(site))

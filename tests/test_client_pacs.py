@@ -345,6 +345,21 @@ def test_a_preview_counts_the_same_both_ways_and_fetches_nothing(pacs: Orthanc, 
         assert not (tmp_path / "work").exists()
 
 
+def test_the_command_says_what_would_be_fetched(pacs: Orthanc, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from client import cli
+
+    reach = pacs.settings("dicomweb", tmp_path, EVERYBODY)
+    reach["patients"] = str(reach["patients"])
+    (tmp_path / "site.yaml").write_text(json.dumps({"name": "north", "pacs": reach}))
+    said = CliRunner().invoke(cli.app, ["pacs", str(tmp_path / "site.yaml")])
+    assert said.exit_code == 0 and "of 4 wanted patients it has 3 with MR images" in said.output
+    assert "128 instances: 8 series of 4 studies" in said.output and WORD not in said.output
+    said = CliRunner().invoke(cli.app, ["pacs", str(tmp_path / "site.yaml"), "--json"])
+    assert json.loads(said.stdout) == {"patients": 4, "found": 3, "studies": 4, "series": 8, "instances": 128}
+
+
 def test_other_modalities_are_not_fetched(pacs: Orthanc, tmp_path: Path, write_series: Write) -> None:
     pacs.store(write_series(tmp_path / "more", study="5", PatientID=f"{WORD}-2", Modality="CT",
                             SOPClassUID="1.2.840.10008.5.1.4.1.1.2"))  # fmt: skip
