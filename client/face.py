@@ -68,7 +68,7 @@ def remove(
     kept = guarded(Reason.NO_BRAIN, lambda: correct(volume, brain, spacing_mm))
     if kept[~brain].any():
         raise Withheld(Reason.OUTSIDE_MASK, evidence)
-    evidence = {"masker": "stripped before" if stripped else "deepbet", **evidence}
+    evidence["stripped_before"] = int(stripped is not None)
     return _framed(replace(scan, volume_RAS=kept, brain=brain, cerebrum=fit.cerebrum & brain, evidence=evidence))
 
 

@@ -48,8 +48,10 @@ def models() -> dict[str, str]:
     """Name -> SHA-256 of each network that decides here, for the manifest's header."""
     wheel = distribution("deepbet")
     return {
-        f"deepbet {name}": hashlib.sha256(Path(str(wheel.locate_file(f"data/models/{name}"))).read_bytes()).hexdigest()
-        for name in ("bbox_model.pt", "model.pt")
+        f"deepbet_{name}": hashlib.sha256(
+            Path(str(wheel.locate_file(f"data/models/{name}.pt"))).read_bytes()
+        ).hexdigest()
+        for name in ("bbox_model", "model")
     }
 
 

@@ -14,7 +14,7 @@ import pytest
 from pydicom.dataset import FileDataset
 from scipy import ndimage
 
-from client import bias, dataset, face, manifest, masks, template, volumes
+from client import bias, dataset, face, manifest, masks, template, verify, volumes
 from client.ingest import ingest
 from client.manifest import Reason, Withheld
 from client.template import Fit
@@ -173,7 +173,7 @@ def test_a_brain_that_was_stripped_before_needs_no_masker(small: Head) -> None:
 
     stripped = np.where(small.brain, small.volume_RAS, 0)
     scan = face.remove(Scan(stripped, small.spacing_mm), masker=never, second=lambda *_: known(small), correct=unshaded)
-    assert scan.evidence["masker"] == "stripped before" and scan.brain is not None
+    assert scan.evidence["stripped_before"] == 1 and scan.brain is not None
     assert scan.brain.sum() == small.brain.sum()
 
 
@@ -241,6 +241,7 @@ def test_a_head_goes_in_and_a_brain_comes_out(tmp_path: Path, write_series: Writ
         assert entry.face is not None and entry.face["in_face"] == 0
         assert len(str(entry.face["mask_sha256"])) == len(str(entry.face["second_sha256"])) == 64
     assert len(loaded.header["models"]) == 2
+    assert not verify.verify(tmp_path / "work").findings
     assert [option["CodeValue"] for option in loaded.header["options"]] == ["113100", "113102"]
 
 
@@ -320,7 +321,7 @@ def test_the_networks_leave_no_voxel_of_a_face(whole: Head, fitted: Fit) -> None
     assert stripped.brain is not None and stripped.brain.sum() == brain.sum()
     assert not (brain & whole.face).any() and whole.face.sum() > 50_000
     assert 2 * (brain & whole.brain).sum() / (brain.sum() + whole.brain.sum()) > 0.95
-    assert 0.9 < float(stripped.evidence["dice"]) < 1 and stripped.evidence["masker"] == "deepbet"
+    assert 0.9 < float(stripped.evidence["dice"]) < 1 and stripped.evidence["stripped_before"] == 0
     # the nose stands out of the head, and nothing stands out of the brain
     before = surface_mm(whole.volume_RAS, 2.0)
     after = surface_mm(np.where(brain, whole.volume_RAS, 0), 2.0)

@@ -15,6 +15,7 @@ from client import dataset, deidentify, export, manifest, pixels, profile, reade
 from client.ingest import ingest
 from client.manifest import Reason, Withheld
 from shared.config import Site
+from shared.errors import DataError
 
 Real = Callable[[str], Path]
 pytestmark = pytest.mark.real_data
@@ -31,6 +32,29 @@ def test_every_scanner_flows_through(tmp_path: Path, real_data: Real, scanner: s
     assert patient.x_SHW.shape == (12, 64, 64)
     middle = patient.x_SHW[6].astype(float)
     assert middle.std() > 20 and middle[:, :4].mean() < middle[:, 28:36].mean()
+
+
+@pytest.mark.parametrize("scanner", ["siemens_skyra_t1", "uih_umr770_t1"])
+def test_faces_are_taken_off_t1_heads(tmp_path: Path, real_data: Real, scanner: str) -> None:
+    """One is a child, and both are cut off at the sides: the middle of the head, with the whole face in it."""
+    site = Site(name="a", data=real_data(f"dicom/{scanner}"), text_check="none")
+    ingest(site, classes=["x"], image_size=64, slices_per_patient=12, work=tmp_path / "work")
+    used = [e for e in manifest.read(tmp_path / "work" / "manifest.jsonl") if e.reason is Reason.OK]
+    assert all(e.face is not None and e.face["in_face"] == 0 and float(e.face["dice"]) >= 0.9 for e in used)
+    (patient,) = dataset.load(tmp_path / "work" / "cohort")
+    assert not patient.x_SHW[:, :3].any() and not patient.x_SHW[:, :, :8].any() and patient.x_SHW[6].std() > 20
+
+
+@pytest.mark.parametrize(
+    ("scanner", "files"), [("philips_dstream_b0", 40), ("canon_galan_b0", 40), ("ge_mr750_epi", 150)]
+)
+def test_other_contrasts_are_withheld_where_faces_must_go(
+    tmp_path: Path, real_data: Real, scanner: str, files: int
+) -> None:
+    site = Site(name="a", data=real_data(f"dicom/{scanner}"), text_check="none")
+    with pytest.raises(DataError, match="not-t1"):
+        ingest(site, classes=["x"], image_size=64, slices_per_patient=12, work=tmp_path / "work")
+    assert manifest.reasons(manifest.read(tmp_path / "work" / "manifest.jsonl"))["not-t1"] == files
 
 
 def test_all_transfer_syntaxes_decode_alike(real_data: Real, key: bytes) -> None:
