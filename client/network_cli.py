@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from client import approval, journal, node
-from client.doctor import examine
+from client import approval, checkup, journal, node
+from client.doctor import Finding, examine
 from client.supervise import supervise
 from shared import bundle, keys, logs
 from shared.config import Site, read
@@ -123,10 +123,17 @@ def journal_command(work: Work, as_json: Annotated[bool, typer.Option("--json", 
 
 @app.command("doctor", epilog="Example: fedsynth client doctor north.yaml --work work")
 def doctor_command(
-    site: SiteFile, work: Work, as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False
+    site: SiteFile,
+    work: Annotated[
+        Path | None, typer.Option(help="the folder that `client ingest` makes; with it the node too")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Look at everything that taking part needs, and say how to mend what is wrong. Exit code 1 when something is."""
-    findings = list(examine(read(site, Site), work))
+    """Look at data, machine, settings, key, ledger and node, and say how to mend what is wrong. Exit code 1 when something is."""
+    settings = read(site, Site)
+    lines = checkup.examine(settings, work)
+    findings = [Finding(line.about, line.state, f"{line.said}{'; ' if line.next else ''}{line.next}") for line in lines]
+    findings += examine(settings, work) if work is not None else []
     if as_json:
         typer.echo(json.dumps([asdict(f) for f in findings]))
     else:
