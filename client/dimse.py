@@ -35,7 +35,9 @@ class _Socket(AssociationSocket):
             self.socket.close()
 
 
-class _Caller(AE):
+class Caller(AE):
+    """An application entity that closes what it opened, also when nobody answered."""
+
     def _create_socket(
         self, assoc: Association, address: AddressInformation, tls_args: tuple[ssl.SSLContext, str] | None
     ) -> AssociationSocket:
@@ -110,7 +112,7 @@ class DimseArchive:
     def _association(self, model: str, answer_s: float | None = None) -> Iterator[Association]:
         self._requests.wait()
         way, timeout_s = self._way, self._pacs.timeout_s
-        ae = _Caller(ae_title=way.calling_ae)
+        ae = Caller(ae_title=way.calling_ae)
         ae.connection_timeout = ae.acse_timeout = timeout_s
         ae.dimse_timeout = ae.network_timeout = answer_s or timeout_s
         ae.add_requested_context(model)

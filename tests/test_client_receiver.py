@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from pydicom.dataset import FileDataset
-from pynetdicom import AE
 
-from client import archive, receiver, redaction, spool
+from client import archive, dimse, receiver, redaction, spool
 from shared.errors import DataError
 from shared.pacs import Dimse
 
+TURNED_AWAY = ("rejected", "no association", "broken off")  # a busy machine may see the end before the rejection
 MR = "1.2.840.10008.5.1.4.1.1.4"
 DIMSE = {"host": "127.0.0.1", "port": 104, "called_ae": "ARCHIVE", "calling_ae": "US", "listen_port": 11112}
 
@@ -42,7 +42,7 @@ def door() -> Iterator[Callable[..., tuple[receiver.Receiver, int]]]:
 def send(port: int, ds: FileDataset, *, calling: str = "ARCHIVE", called: str = "US", source: str = "127.0.0.1",
          secure: ssl.SSLContext | None = None) -> int | str:  # fmt: skip
     """The status of a C-STORE, or why there was none."""
-    ae = AE(ae_title=calling)
+    ae = dimse.Caller(ae_title=calling)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = 5
     ae.add_requested_context(MR, ds.file_meta.TransferSyntaxUID)
     association = ae.associate("127.0.0.1", port, ae_title=called, bind_address=(source, 0),
@@ -75,8 +75,8 @@ def test_the_door_takes_only_what_was_asked_for_from_whom_it_was_asked(
     with here.expecting(frozenset({"1.2.3"}), got.append):
         assert send(port, ds) == receiver.REFUSED  # something else was
     with here.expecting(frozenset({ds.SOPInstanceUID}), got.append):
-        assert send(port, ds, calling="STRANGER") == "rejected"
-        assert send(port, ds, called="SOMEBODY") == "rejected"
+        assert send(port, ds, calling="STRANGER") in TURNED_AWAY
+        assert send(port, ds, called="SOMEBODY") in TURNED_AWAY
         assert turned_away(port, "127.0.0.2")
         assert not got
         assert send(port, ds) == receiver.SUCCESS
@@ -115,8 +115,8 @@ def test_with_tls_both_sides_show_a_certificate(tls: Path, door: Any, make_slice
     wrong = ssl.create_default_context(cafile=str(tls / "ca.pem"))
     wrong.load_cert_chain(tls / "stranger.pem", tls / "stranger.key")
     with here.expecting(frozenset({ds.SOPInstanceUID}), got.append), redaction.redacted():
-        assert send(port, ds) in ("no association", "broken off")
-        assert send(port, ds, secure=wrong) in ("no association", "broken off")
+        assert send(port, ds) in TURNED_AWAY
+        assert send(port, ds, secure=wrong) in TURNED_AWAY
         assert not got
         assert send(port, ds, secure=right) == receiver.SUCCESS
 
