@@ -61,7 +61,7 @@ def statement(claimed: set[str]) -> str:
 
 def ran(claimed: set[str], models: Mapping[str, str]) -> list[tuple[str, bool, str]]:
     """(what, whether it ran on every file that passed, what follows)."""
-    text = CLEAN_PIXELS in claimed or any("OCR" in name for name in models)  # a cohort names the network, not the code
+    text = CLEAN_PIXELS in claimed or any("ocr" in name for name in models)  # a cohort names the network, not the code
     face = CLEAN_FEATURES in claimed
     found = [
         ("Rebuild from the allow-list", True, "what is not listed cannot survive, at any level"),

@@ -31,7 +31,7 @@ def work(tmp_path: Path, write_series: Write, head: np.ndarray) -> Path:
     for number in range(2):
         write_series(tmp_path / "data" / str(number), head[:, :, :6], study=str(number + 1), PatientID=f"QZJX{number}")
     (tmp_path / "data" / "QZJX.txt").write_text("QZJX")
-    site = Site(name="a", data=tmp_path / "data", face_removal="none", minimum_slices=6)
+    site = Site(name="a", data=tmp_path / "data", face_removal="none", text_check="none", minimum_slices=6)
     ingest(site, classes=["x"], image_size=16, slices_per_patient=4, work=tmp_path / "work")
     return tmp_path / "work"
 
@@ -139,3 +139,33 @@ def test_a_browser_draws_the_report(work: Path, tmp_path: Path) -> None:
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     pixels = np.asarray(Image.open(tmp_path / "page.png").convert("L"))
     assert pixels.shape == (1400, 1000) and 0.02 < (pixels < 128).mean() < 0.5
+
+
+def trace() -> list[list[str]]:
+    """The rows of the trace: id, requirement, status, tests, note."""
+    lines = (ROOT / "docs" / "requirements.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return [row for row in rows if row[0] not in ("id", "---")]
+
+
+def test_every_requirement_has_a_status_and_tests_that_exist() -> None:
+    known = {name for path in (ROOT / "tests").glob("test_*.py")
+             for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.M)}  # fmt: skip
+    assert len(trace()) > 50
+    for identifier, requirement, status, tests, note in trace():
+        assert requirement and status in ("met", "partly", "not claimed", "not applicable"), identifier
+        named = [name.strip() for name in tests.split(",") if name.strip()]
+        assert set(named) <= known, f"{identifier} names tests that do not exist: {sorted(set(named) - known)}"
+        assert named or status == "not applicable", identifier
+        assert note or status not in ("partly", "not applicable"), f"{identifier}: say what is missing"
+    identifiers = [row[0] for row in trace()]
+    assert len(set(identifiers)) == len(identifiers)
+
+
+def test_every_case_of_the_suite_is_on_the_trace_or_carries_its_number() -> None:
+    """Each named case (`test_h07_...`) of the groups H F S U L M G is either on the trace or in a test's name."""
+    text = (ROOT / "docs" / "requirements.md").read_text(encoding="utf-8")
+    cases = {name for path in (ROOT / "tests").glob("test_client_suite_*.py")
+             for name in re.findall(r"^def (test_[hfsulmg]\d*_\w+)", path.read_text(encoding="utf-8"), re.M)}  # fmt: skip
+    unnamed = {name for name in cases if name not in text}
+    assert len(cases) > 50 and len(unnamed) < len(cases) // 3, sorted(unnamed)

@@ -25,6 +25,7 @@ from shared.errors import DataError
 
 NAME, MRN, INSTITUTION = "Grünewald^Ottilie", "MRN-7712345", "Klinik Nordstern"
 SLICES = 4
+OUTSIDE = outside.run
 
 
 @pytest.fixture
@@ -372,6 +373,15 @@ def test_the_command_prints_findings_without_values_and_fails(rebuilt: Path, sou
     assert code == 1 and not tree["clean"] and {"value", "unlisted"} <= {found["rule"] for found in tree["findings"]}
     with pytest.raises(DataError, match="nothing to verify"):
         verify.verify(rebuilt / "nowhere")
+
+
+def test_e03_other_peoples_validators_pass_what_is_clean_and_see_what_is_not(rebuilt: Path) -> None:
+    result = Verification()
+    OUTSIDE(rebuilt, sorted(rebuilt.glob("*.dcm")), result)
+    assert not result.findings and any(text.startswith("dicomqc on 4 files") for text in result.ran)
+    one(rebuilt).write_bytes(sets(PatientName="Doe^Jane", PatientBirthDate="19471213")(one(rebuilt).read_bytes()))
+    OUTSIDE(rebuilt, sorted(rebuilt.glob("*.dcm")), result)
+    assert "dicomqc" in {found.rule for found in result.findings}
 
 
 def test_missing_validators_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
