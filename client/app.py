@@ -7,10 +7,14 @@ can set neither.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import logging
+import math
 import os
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
@@ -23,10 +27,11 @@ from privacy.accounting import Event
 from shared import messages, weights
 from shared.config import Site, read
 from shared.device import device_for
-from shared.errors import DataError, FederationError, FedsynthError
+from shared.errors import DataError, FederationError, FedsynthError, PrivacyError
 from shared.network import shapes
 
 SITES_VARIABLE = "FEDSYNTH_SIMULATED_SITES"
+SEED_VARIABLE = "FEDSYNTH_SIMULATED_SEED"
 
 LOG = logging.getLogger("fedsynth.client")
 
@@ -47,14 +52,22 @@ def on_query(message: Message, context: Context) -> Message:
 
 def answer(content: RecordDict, context: Context) -> RecordDict:
     """An update, or a refusal that says why in words that carry no data."""
-    return _guarded(
-        context, lambda site, work: messages.pack_reply(_work(content, site, work, run=str(context.run_id)))
-    )
+
+    def do(site: Site, work: Path) -> RecordDict:
+        with _randomness(context, site.name, content):
+            return messages.pack_reply(_work(content, site, work, run=str(context.run_id)))
+
+    return _guarded(context, do)
 
 
 def judge(content: RecordDict, context: Context) -> RecordDict:
     """Pass or fail, or a refusal to say."""
-    return _guarded(context, lambda site, work: messages.pack_verdict(proposal.answer(content, site, work)))
+
+    def do(site: Site, work: Path) -> RecordDict:
+        with noise.operating_system_only():
+            return messages.pack_verdict(proposal.answer(content, site, work))
+
+    return _guarded(context, do)
 
 
 def _guarded(context: Context, do: Callable[[Site, Path], RecordDict]) -> RecordDict:
@@ -64,8 +77,7 @@ def _guarded(context: Context, do: Callable[[Site, Path], RecordDict]) -> Record
         site, work = locate(context)
         name = site.name
         policy.refuse_seeds(context.node_config, context.run_config)
-        with noise.operating_system_only():
-            return do(site, work)
+        return do(site, work)
     except DataError as error:  # its text may speak of local files, so it stays here
         LOG.error("%s", error)
         return messages.pack_refusal(messages.Refusal(name, "the site's data cannot be used; its own log says why"))
@@ -79,11 +91,21 @@ def _guarded(context: Context, do: Callable[[Site, Path], RecordDict]) -> Record
         return messages.pack_refusal(messages.Refusal(name, reason))
 
 
+def _randomness(context: Context, site: str, content: RecordDict) -> AbstractContextManager[None]:
+    """The operating system's, and no other. From a seed only where a simulation says so; a deployed node refuses that."""
+    seed = os.environ.get(SEED_VARIABLE)
+    if seed is None:
+        return noise.operating_system_only()
+    if "site" in context.node_config:
+        raise PrivacyError(f"a hospital's app takes no seed; unset {SEED_VARIABLE}")
+    return noise.rehearsal(hashlib.sha256(f"{seed}\0{site}\0{messages.request_id(content)}".encode()).digest())
+
+
 def _work(content: RecordDict, site: Site, work: Path, run: str) -> messages.TrainReply:
     experiment, number, noise_multiplier, arrays = messages.unpack_request(content)
     policy.check(site, experiment, noise_multiplier)
     # Asked before: the same answer again, which costs nothing
-    request = replies.request_id(experiment, number, noise_multiplier, arrays)
+    request = messages.request_id(content)
     if (kept := replies.find(work, request)) is not None:
         return kept
     device = device_for(experiment.performance)
@@ -106,9 +128,13 @@ def _work(content: RecordDict, site: Site, work: Path, run: str) -> messages.Tra
         noise_multiplier=noise_multiplier,
         expected_patients=experiment.expected_patients,
     )
-    reply = messages.TrainReply(site.name, update, epsilon, site.weight, experiment.training.steps, statistics=told)
+    reply = messages.TrainReply(
+        site.name, update, epsilon, site.weight, experiment.training.steps, statistics=told, request=request
+    )
+    if noise.rehearsed():
+        return dataclasses.replace(reply, epsilon=math.inf)  # noise that can be repeated protects nobody
     if noise_multiplier > 0:
-        replies.keep(work, request, reply)
+        replies.keep(work, reply)
     return reply
 
 

@@ -5,7 +5,6 @@ Charging for them and asking the policy come first and are the caller's duty. Wh
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 import torch
@@ -41,7 +40,7 @@ def losses(model: Model, cohort: list[Patient], experiment: Experiment, draws: i
     """The training loss of every patient of the cohort, exact: private, never to be sent or logged."""
     device = next(model.parameters()).device
     process, secure = Process(device), SecureRandom()
-    rng = torch.Generator(device).manual_seed(int.from_bytes(os.urandom(7)))
+    rng = torch.Generator(device).manual_seed(secure.seed())
     found = []
     for patient in cohort:
         encoded = encode(model, patient, device)

@@ -2,8 +2,8 @@
 
 Guarantee     what is sent again is byte for byte the update that was noised and paid for: post-processing, which costs nothing.
               Noise is never drawn a second time for one charge
-Which request the same experiment, round, noise multiplier and received weights, all of them, by SHA-256. Not Flower's run number:
-              a run that goes on after an interruption has a new one
+Which request the same experiment, round, noise multiplier and received weights, all of them (`messages.request_id`). Not Flower's
+              run number: a run that goes on after an interruption has a new one
 
 | edge case                                          | what happens                                                     |
 |----------------------------------------------------|------------------------------------------------------------------|
@@ -27,27 +27,15 @@ import json
 import logging
 from pathlib import Path
 
-from flwr.app import ArrayRecord
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from privacy import durable
-from shared.config import Experiment
 from shared.errors import LedgerError
 from shared.messages import TrainReply
 
 LOG = logging.getLogger("fedsynth.client")
 FILE = "reply.kept"
-
-
-def request_id(experiment: Experiment, number: int, noise_multiplier: float, arrays: ArrayRecord) -> str:
-    """SHA-256 of everything that a request says."""
-    digest = hashlib.sha256(json.dumps([experiment.model_dump_json(), number, noise_multiplier.hex()]).encode())
-    for name in sorted(arrays):
-        array = arrays[name]
-        digest.update(json.dumps([name, array.dtype, list(array.shape), len(array.data)]).encode())
-        digest.update(array.data)
-    return digest.hexdigest()
 
 
 def find(work: Path, request: str) -> TrainReply | None:
@@ -58,7 +46,7 @@ def find(work: Path, request: str) -> TrainReply | None:
             raise ValueError
         head, _, tensors = data.partition(b"\n")
         about = json.loads(head)
-        if about.pop("request") != request:
+        if about["request"] != request:
             return None
         return TrainReply(update=load(tensors), **about)
     except FileNotFoundError:
@@ -68,11 +56,11 @@ def find(work: Path, request: str) -> TrainReply | None:
         return None
 
 
-def keep(work: Path, request: str, reply: TrainReply) -> None:
+def keep(work: Path, reply: TrainReply) -> None:
     """Keep a finished reply in the place of the last one, whole, for its owner alone, before it is sent."""
     about = {f.name: getattr(reply, f.name) for f in dataclasses.fields(reply) if f.name not in ("update", "bytes")}
     update = {name: t.detach().cpu().float().contiguous() for name, t in reply.update.items()}
-    data = json.dumps(about | {"request": request}).encode() + b"\n" + save(update)
+    data = json.dumps(about).encode() + b"\n" + save(update)
     try:
         durable.replace(work / FILE, hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
     except (OSError, LedgerError) as error:

@@ -9,7 +9,6 @@ mean loss, where the site shares one, is figures.py.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -79,8 +78,8 @@ def train(
     # Encode once: the encoder is public and frozen
     patients = [encode(model, patient, device) for patient in cohort]
     process = Process(device)
-    # Noise of the diffusion process protects nobody, so a fast generator will do; it is not reproducible on purpose
-    rng = torch.Generator(device).manual_seed(int.from_bytes(os.urandom(7)))
+    # Noise of the diffusion process protects nobody, so a fast generator will do; its seed is as secret as the rest
+    rng = torch.Generator(device).manual_seed(secure.seed())
 
     def loss(patient: Encoded) -> Tensor:
         return patient_loss(
@@ -91,9 +90,21 @@ def train(
     for number in range(settings.steps):
         chosen = secure.poisson_sample(len(patients), privacy.sampling_rate)
         step(loss, [patients[i] for i in chosen], optimizer, clipping=privacy.clipping)
+        _pull_back(trainable, before, settings.learning_rate * experiment.federation.proximal)
         if progress:
             progress(number + 1, settings.steps)
     return {name: p.detach() - before[name] for name, p in trainable.items()}
+
+
+@torch.no_grad()
+def _pull_back(trainable: dict[str, torch.nn.Parameter], before: dict[str, Tensor], strength: float) -> None:
+    """FedProx (Li et al. 2020, arXiv 1812.06127, equation 2) as the proximal operator of mu/2 |w - w_received|^2.
+
+    It looks at released parameters alone, so it is post-processing and costs no budget.
+    """
+    if strength > 0:
+        for name, p in trainable.items():
+            p.lerp_(before[name], strength / (1 + strength))
 
 
 def patient_loss(

@@ -21,10 +21,12 @@ Left out: the discrete Gaussian (the grid of `sgd.PatientOptimizer` stands in fo
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import NoReturn
 
 import numpy as np
@@ -40,6 +42,7 @@ TWO_53 = 2.0**53
 
 
 _strict = False
+_rehearsal: tuple[bytes, Iterator[int]] | None = None
 
 
 @contextmanager
@@ -51,6 +54,25 @@ def operating_system_only() -> Iterator[None]:
         yield
     finally:
         _strict = before
+
+
+@contextmanager
+def rehearsal(key: bytes) -> Iterator[None]:
+    """While this lasts, streams without a key of their own are keyed from `key`, one after another: a run that can be repeated.
+
+    It protects nobody. For simulations, which then state an infinite epsilon.
+    """
+    global _rehearsal  # noqa: PLW0603 - of the process, as above
+    before, _rehearsal = _rehearsal, (key, count())
+    try:
+        yield
+    finally:
+        _rehearsal = before
+
+
+def rehearsed() -> bool:
+    """Whether noise is drawn for a rehearsal at present."""
+    return _rehearsal is not None
 
 
 class SecureRandom:
@@ -65,6 +87,8 @@ class SecureRandom:
     def __init__(self, key: bytes | None = None) -> None:
         if key is not None and len(key) != KEY_BYTES:
             raise PrivacyError(f"a noise key has {KEY_BYTES} bytes, not {len(key)}; leave it out outside tests")
+        if key is None and _rehearsal is not None:
+            key = hashlib.sha256(_rehearsal[0] + next(_rehearsal[1]).to_bytes(8, "big")).digest()
         self.deterministic = key is not None
         self._start(key)
 
@@ -118,6 +142,10 @@ class SecureRandom:
             raise PrivacyError(f"cannot choose {size} of {population}")
         order = np.argsort(self._integers(population))  # a tie of 64-bit keys has probability under 1e-13 at 1,000
         return [int(order[i % population]) for i in range(size)]
+
+    def seed(self) -> int:
+        """A seed for a generator whose draws protect nobody, such as the noise of the diffusion process."""
+        return int(self._integers(1)[0] >> np.uint64(8))
 
     def __deepcopy__(self, _memo: object) -> NoReturn:
         raise TypeError("a copy of a noise stream would repeat its noise; make a new SecureRandom")

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from server import checkpoint
+from server.aggregate import ServerOptimizer, Tensors
 from server.draw import draw
 from server.evaluate import Evaluator, Heldout
 from server.events import Events, read
 from server.plan import plan
 from server.propose import propose
-from server.strategy import PatientFedAvg, Tensors
+from server.strategy import Strategy, largest_update
 from shared import weights
 from shared.config import Experiment
 from shared.device import device_for
@@ -56,7 +56,10 @@ def coordinate(grid: Grid, experiment: Experiment, out: Path) -> None:
     rounds = experiment.training.rounds
     folder = out / "checkpoints"
 
+    optimizer = ServerOptimizer(experiment.federation, tensors)
+
     def after_round(number: int, current: Tensors) -> None:
+        optimizer.save(folder / f"optimizer-{number:03d}.safetensors")  # first: no checkpoint without its moments
         checkpoint.save(folder, number, current)
         if number in (0, rounds) or number % experiment.evaluation.every == 0:
             _evaluate(number, current, model, experiment, evaluator, heldout, events, out)
@@ -77,23 +80,26 @@ def coordinate(grid: Grid, experiment: Experiment, out: Path) -> None:
         after_round(0, tensors)
         done = 0
     else:
-        tensors.update(checkpoint.load(folder, done))
+        for name, t in checkpoint.load(folder, done).items():
+            tensors[name].copy_(t)
+        optimizer.load(folder / f"optimizer-{done:03d}.safetensors")
         events.write("run_resumed", round=done)
     noise_multiplier = next(e["noise_multiplier"] for e in read(events.path) if e["event"] == "run_started")
     # Rounds
-    strategy = PatientFedAvg(
+    parameters = sum(t.numel() for t in tensors.values())
+    strategy = Strategy(
         experiment,
         tensors,
         noise_multiplier=noise_multiplier,
         sites=sites,
-        minimum_sites=experiment.release.minimum_sites or sites,
-        first_round=done + 1,
+        minimum_sites=experiment.federation.minimum_sites or experiment.release.minimum_sites or sites,
+        largest=largest_update(experiment, noise_multiplier, parameters),
         events=events,
+        optimizer=optimizer,
         after_round=after_round,
         names=lambda: _names(out / "nodes.json"),
     )
-    if done < rounds:
-        strategy.start(grid, ArrayRecord(), num_rounds=rounds - done)
+    strategy.run(grid, done + 1, rounds)
     # What would be released: drawn here, so that every site can be asked about it while it is still connected
     propose(grid, experiment, model, strategy.nodes, heldout, events, out)
     events.write("run_finished", round=rounds)

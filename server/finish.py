@@ -40,8 +40,9 @@ def summarise(out: Path) -> dict[str, Any]:
     replies = [e for e in events if e["event"] == "site_replied"]
     finished = {e["round"]: set(e["contributed"]) for e in events if e["event"] == "round_finished"}
     in_all_rounds = set.intersection(*finished.values()) if finished else set()
-    private = experiment.privacy.epsilon is not None
     epsilons = {e["site"]: e["epsilon"] for e in replies}  # the last word of each site; epsilon only grows
+    epsilons |= {e["site"]: None for e in replies if e["epsilon"] is None}  # infinite once is infinite for ever
+    private = experiment.privacy.epsilon is not None and None not in epsilons.values()
     metrics: dict[str, dict[str, Any]] = {}
     for event in events:
         if event["event"] == "evaluated":

@@ -77,7 +77,7 @@ def _privacy_problem(statement: Statement, release: Release) -> str | None:
         where = f" at {', '.join(sites)}" if sites else ""
         return f"the model was trained without differential privacy{where}; set `privacy.epsilon` and train again"
     for site, epsilon in statement.epsilon_per_patient.items():
-        if epsilon is not None and epsilon > release.epsilon_cap:
+        if epsilon is None or epsilon > release.epsilon_cap:
             return (
                 f"epsilon per patient is {cards.shown(epsilon)} at {site}, above the cap of {release.epsilon_cap:g} "
                 "(`release.epsilon_cap`); train with a smaller `privacy.epsilon`"

@@ -158,6 +158,29 @@ class Privacy(Record):
     statistics: Statistics = Statistics()
 
 
+class Federation(Record):
+    """Who is waited for, and how updates combine (server/strategy.py, server/aggregate.py).
+
+    minimum_sites    a round needs as many good replies; none: what the release needs
+    deadline_s       time for all replies of a round; a site that is later is left out of the round
+    join_timeout_s   time for all sites to be there when a round begins
+    attempts         a round with too few replies is asked again; the run ends when all attempts have failed
+    aggregation      "mean" of updates with public weights; the others withstand `assumed_bad_sites` sites that send nonsense
+    server_optimizer what is done with the combined update: "average" adds it, "momentum" (FedAvgM), "adam" (FedAdam)
+    proximal         FedProx's mu: pulls a site's parameters back to the received ones in every step (Li et al. 2020, equation 2)
+    """
+
+    minimum_sites: Positive | None = None
+    deadline_s: PositiveFloat = 3600.0
+    join_timeout_s: PositiveFloat = 180.0
+    attempts: Positive = 3
+    aggregation: Literal["mean", "median", "trimmed-mean", "krum", "multi-krum"] = "mean"
+    assumed_bad_sites: Annotated[int, Field(ge=0)] = 1
+    server_optimizer: Literal["average", "momentum", "adam"] = "average"
+    server_learning_rate: PositiveFloat = 1.0
+    proximal: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
 class Performance(Record):
     """Speed and memory. Nothing here changes what a patient reveals."""
 
@@ -241,6 +264,7 @@ class Experiment(Record):
     network: Network = Network()
     training: Training = Training()
     privacy: Privacy = Privacy()
+    federation: Federation = Federation()
     performance: Performance = Performance()
     evaluation: Evaluation = Evaluation()
     release: Release = Release()

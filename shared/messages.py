@@ -1,7 +1,7 @@
 """What travels: settings and tensors <-> Flower records. These keys and no others.
 
     train, server -> site   arrays: the trainable tensors     config: experiment (JSON), round, noise-multiplier
-    reply, site -> server   arrays: the update, same tensors  metrics: epsilon, weight, steps      config: site
+    reply, site -> server   arrays: the update, same tensors  metrics: epsilon, weight, steps      config: site, request
                             and patient-count, mean-loss where the experiment asked for them and the site's file shares them
     proposal, server -> site  arrays: the trainable tensors   images: proposed, heldout, heldout-patient, heldout-label
                               config: experiment (JSON)
@@ -14,6 +14,7 @@ differentially private: the exact loss and patient count, gradient norms, timing
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Collection, Mapping
@@ -28,6 +29,7 @@ from shared.config import Experiment, validate
 from shared.errors import MessageError
 
 Shapes = Mapping[str, tuple[int, ...]]
+REQUEST = {"experiment", "round", "noise-multiplier"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class TrainReply:
     """A site's answer. `epsilon`: per patient, all that the site's ledger holds; inf without privacy.
 
     `weight` is the site's public weight in the average. `bytes`: size of the update on the wire. `statistics`: noisy figures by
-    name, see privacy/statistics.py.
+    name, see privacy/statistics.py. `request`: what is answered, by `request_id`.
     """
 
     site: str
@@ -55,6 +57,7 @@ class TrainReply:
     steps: int
     bytes: int = 0
     statistics: Mapping[str, float] = field(default_factory=dict)
+    request: str = ""
 
 
 @dataclass(frozen=True)
@@ -162,10 +165,22 @@ def pack_request(request: TrainRequest) -> RecordDict:
     return RecordDict({"arrays": _record(request.tensors), "config": config})
 
 
+def request_id(content: RecordDict) -> str:
+    """SHA-256 of everything that a request says: settings, round, noise, and the tensors' names, kinds, shapes and bytes."""
+    config, arrays = _config(content, REQUEST), _arrays(content)
+    said = [str(config["experiment"]), config["round"], float(str(config["noise-multiplier"])).hex()]
+    digest = hashlib.sha256(json.dumps(said).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(json.dumps([name, array.dtype, list(array.shape), len(array.data)]).encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
 def unpack_request(content: RecordDict) -> tuple[Experiment, int, float, ArrayRecord]:
     """The settings of a request and its arrays, still unchecked: their shapes follow from the settings."""
     _only(content, {"arrays", "config"}, "the request")
-    config = _config(content, {"experiment", "round", "noise-multiplier"})
+    config = _config(content, REQUEST)
     try:
         tree = json.loads(str(config["experiment"]))
     except ValueError as error:
@@ -186,7 +201,7 @@ def pack_reply(reply: TrainReply) -> RecordDict:
             "metrics": MetricRecord(
                 {"epsilon": reply.epsilon, "weight": reply.weight, "steps": reply.steps, **reply.statistics}
             ),
-            "config": ConfigRecord({"site": reply.site}),
+            "config": ConfigRecord({"site": reply.site, "request": reply.request}),
         }
     )
 
@@ -201,7 +216,8 @@ def unpack_reply(content: RecordDict, shapes: Shapes, statistics: Collection[str
         config = _config(content, {"site", "refused"})
         return Refusal(site=str(config["site"])[:40], reason=str(config["refused"])[:300])
     _only(content, {"arrays", "metrics", "config"}, "the reply")
-    site = str(_config(content, {"site"})["site"])[:40]
+    config = _config(content, {"site", "request"})
+    site, request = str(config["site"])[:40], str(config["request"])
     metrics = content["metrics"]
     if not isinstance(metrics, MetricRecord):
         raise MessageError(f"the reply of {site} has no metrics record")
@@ -219,7 +235,7 @@ def unpack_reply(content: RecordDict, shapes: Shapes, statistics: Collection[str
             raise MessageError(f"{site} states {name} {value}; it is a finite number")
     arrays = _arrays(content)
     update = tensors(arrays, shapes, f"the update of {site}")
-    return TrainReply(site, update, epsilon, weight, steps, sum(len(a.data) for a in arrays.values()), figures)
+    return TrainReply(site, update, epsilon, weight, steps, sum(len(a.data) for a in arrays.values()), figures, request)
 
 
 def tensors(arrays: ArrayRecord, shapes: Shapes, what: str) -> dict[str, Tensor]:
@@ -233,8 +249,10 @@ def tensors(arrays: ArrayRecord, shapes: Shapes, what: str) -> dict[str, Tensor]
                 f"{what}: `{name}` is {array.dtype} {tuple(array.shape)}, expected float32 {tuple(shape)}"
             )
         value = array.numpy()
-        if value.dtype != np.float32 or value.shape != tuple(shape):  # what it holds, not what it says it holds
-            raise MessageError(f"{what}: `{name}` does not hold what it says")
+        if value.dtype != np.float32 or value.shape != tuple(
+            shape
+        ):  # what the bytes hold may differ from what is declared
+            raise MessageError(f"{what}: the bytes of `{name}` are not what they are declared to be")
         if not np.isfinite(value).all():
             raise MessageError(f"{what}: `{name}` holds a value that is not finite")
         out[name] = torch.from_numpy(value.copy())

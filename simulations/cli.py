@@ -27,7 +27,7 @@ def simulate_command(
     rounds: Annotated[int | None, typer.Option(min=1, help="Number of rounds.")] = None,
     epsilon: Annotated[float | None, typer.Option(help="Epsilon per patient; 0 trains without privacy.")] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of data and samples; privacy noise is never seeded.")
+        int | None, typer.Option(min=0, help="Seed of data and samples; of privacy noise only with --repeatable.")
     ] = None,
     inception_weights: Annotated[
         Path | None, typer.Option(help="Inception-v3 weights; adds the true FID (extra `inception`).")
@@ -36,6 +36,9 @@ def simulate_command(
         bool, typer.Option("--dry-run", help="Print settings, parameters, epsilon and NSR; compute nothing.")
     ] = False,
     force: Annotated[bool, typer.Option(help="Start although the noise drowns the signal (privacy.max_nsr).")] = False,
+    repeatable: Annotated[
+        bool, typer.Option(help="Noise from the seed: the same bits in every run, no privacy, no release.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json at the end.")] = False,
 ) -> None:
     """Run a federation on this machine: hospitals, de-identification, private training, evaluation, release, report."""
@@ -58,7 +61,7 @@ def simulate_command(
         return
     console = Console(stderr=as_json)
     folder = out or Path("out") / experiment.name
-    report = simulate(experiment, folder, console, inception_weights)
+    report = simulate(experiment, folder, console, inception_weights, repeatable=repeatable)
     if as_json:
         typer.echo((folder / "summary.json").read_text(encoding="utf-8"))
     console.print(

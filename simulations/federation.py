@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from client.app import SITES_VARIABLE
+from client.app import SEED_VARIABLE, SITES_VARIABLE
 from server.events import read
 from shared.config import Experiment
 from shared.errors import FederationError
@@ -30,9 +30,17 @@ QUIET_S = 10.0
 
 
 def federate(
-    experiment: Experiment, out: Path, on_event: Callable[[dict[str, Any]], None], inception_weights: Path | None = None
+    experiment: Experiment,
+    out: Path,
+    on_event: Callable[[dict[str, Any]], None],
+    inception_weights: Path | None = None,
+    *,
+    repeatable: bool = False,
 ) -> None:
-    """Run the experiment; call `on_event` for every line of the server's record. Raises FederationError with the reason."""
+    """Run the experiment; call `on_event` for every line of the server's record. Raises FederationError with the reason.
+
+    repeatable   noise from the experiment's seed, and sites that state an infinite epsilon
+    """
     home = out / "flower"
     home.mkdir(parents=True, exist_ok=True)
     record = out / "server" / "events.jsonl"
@@ -48,6 +56,9 @@ def federate(
     }
     if inception_weights is not None:
         environment["FEDSYNTH_INCEPTION_WEIGHTS"] = str(inception_weights.resolve())
+    environment.pop(SEED_VARIABLE, None)
+    if repeatable:
+        environment[SEED_VARIABLE] = str(experiment.seed)
     sites = len(experiment.sites) or experiment.cohort.sites
     with _superlink(home, environment) as (address, superlink):
         (home / "config.toml").write_text(

@@ -6,6 +6,7 @@ Everything lands in one folder. Run again on the same folder it goes on where it
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,18 @@ def dry_run(experiment: Experiment) -> dict[str, Any]:
     return {"plan": dataclasses.asdict(work), "settings": experiment.model_dump(mode="json")}
 
 
-def simulate(experiment: Experiment, out: Path, console: Console, inception_weights: Path | None = None) -> Path:
-    """Run the experiment into `out`; returns the path of the report. ReleaseRefused comes after the report is written."""
+def simulate(
+    experiment: Experiment,
+    out: Path,
+    console: Console,
+    inception_weights: Path | None = None,
+    *,
+    repeatable: bool = False,
+) -> Path:
+    """Run the experiment into `out`; returns the path of the report. ReleaseRefused comes after the report is written.
+
+    repeatable   all noise from the experiment's seed: the run repeats bit for bit, protects nobody and is never released
+    """
     out = out.resolve()  # the apps run in folders of their own
     # Check before anything is made
     device = device_for(experiment.performance)
@@ -67,6 +78,8 @@ def simulate(experiment: Experiment, out: Path, console: Console, inception_weig
     )
     # Hospitals: data, then each one's de-identified cohort
     sites, heldout = hospitals.build(experiment, out, lambda text: console.print(f"  {text}", highlight=False))
+    if repeatable:
+        _fix_keys(experiment, [site.name for site in sites], out)
     for site in sites:
         _ingest(site, experiment, out / "sites" / site.name, console)
     target = out / "server" / "heldout.npz"
@@ -76,7 +89,7 @@ def simulate(experiment: Experiment, out: Path, console: Console, inception_weig
     # Federation
     if not (out / "summary.json").exists():
         with progress(console) as bar:
-            federate(experiment, out, Follow(console, bar, experiment), inception_weights)
+            federate(experiment, out, Follow(console, bar, experiment), inception_weights, repeatable=repeatable)
     # Summary, release, report
     summary = finish.summarise(out)
     refused: ReleaseRefused | None = None
@@ -101,6 +114,15 @@ def _claim(experiment: Experiment, out: Path) -> None:
     if path.exists() and read(path, Experiment) != experiment:
         raise ConfigError(f"{out} holds a run with other settings; give another --out, or delete it")
     write_bytes(path, experiment.model_dump_json(indent=2).encode())
+
+
+def _fix_keys(experiment: Experiment, sites: list[str], out: Path) -> None:
+    """Pseudonyms, and with them the order of patients, from the seed."""
+    for work in (out / "heldout", *(out / "sites" / name for name in sites)):
+        path = work / dataset.KEY_FILE
+        if not path.exists():
+            write_bytes(path, hashlib.sha256(f"{experiment.seed}/{work.name}".encode()).digest())
+            path.chmod(0o600)
 
 
 def _ingest(site: Site, experiment: Experiment, work: Path, console: Console) -> None:

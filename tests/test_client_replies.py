@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import stat
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord
 
 from client import replies
+from shared import messages
 from shared.config import Experiment
 from shared.messages import TrainReply
 
 EXPERIMENT = Experiment(name="t")
-REPLY = TrainReply("north", {"b": torch.randn(3), "a": torch.randn(2, 2)}, 1 / 3, 1.0, 4)
+REPLY = TrainReply("north", {"b": torch.randn(3), "a": torch.randn(2, 2)}, 1 / 3, 1.0, 4, request="request")
 
 
 def identity(experiment: Experiment = EXPERIMENT, number: int = 1, noise: float = 2.0, **tensors: torch.Tensor) -> str:
     arrays = {"a": torch.ones(2), "b": torch.zeros(2)} | tensors
-    return replies.request_id(experiment, number, noise, ArrayRecord(arrays))
+    return messages.request_id(messages.pack_request(messages.TrainRequest(experiment, number, noise, arrays)))
 
 
 def test_a_kept_reply_comes_back_bit_for_bit_and_for_its_owner_alone(tmp_path: Path) -> None:
-    replies.keep(tmp_path, "request", REPLY)
+    replies.keep(tmp_path, REPLY)
     found = replies.find(tmp_path, "request")
     assert found is not None
     assert (found.site, found.epsilon, found.weight, found.steps) == ("north", 1 / 3, 1.0, 4)
@@ -48,9 +49,9 @@ def test_only_the_whole_request_finds_it() -> None:
 
 def test_another_request_and_a_dropped_reply_find_nothing(tmp_path: Path) -> None:
     assert replies.find(tmp_path, "request") is None
-    replies.keep(tmp_path, "request", REPLY)
+    replies.keep(tmp_path, REPLY)
     assert replies.find(tmp_path, "other") is None
-    replies.keep(tmp_path, "later", REPLY)
+    replies.keep(tmp_path, dataclasses.replace(REPLY, request="later"))
     assert replies.find(tmp_path, "request") is None
     replies.drop(tmp_path)
     replies.drop(tmp_path)
@@ -58,7 +59,7 @@ def test_another_request_and_a_dropped_reply_find_nothing(tmp_path: Path) -> Non
 
 
 def test_a_damaged_reply_is_not_used(tmp_path: Path) -> None:
-    replies.keep(tmp_path, "request", REPLY)
+    replies.keep(tmp_path, REPLY)
     path = tmp_path / replies.FILE
     good = path.read_bytes()
     for position in range(len(good)):
@@ -73,6 +74,6 @@ def test_a_reply_that_cannot_be_kept_is_no_reason_not_to_send_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / replies.FILE).mkdir()
-    replies.keep(tmp_path, "request", REPLY)
+    replies.keep(tmp_path, REPLY)
     assert "charged again" in caplog.text
     assert [p.name for p in tmp_path.iterdir()] == [replies.FILE]

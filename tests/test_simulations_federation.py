@@ -177,3 +177,34 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert 7 < plan["epsilon"] <= 8
     assert plan["nsr"] > 0
     assert [p.name for p in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+def test_a_run_that_was_killed_and_resumed_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+    settings = TINY.replace("epsilon: 8, statistics: {patient_count: 60, mean_loss: 60}", "epsilon: 8").replace(
+        "rounds: 2", "rounds: 3"
+    )
+    (tmp_path / "tiny.yaml").write_text(settings + "federation: {server_optimizer: adam, proximal: 0.1}\n")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    done = fedsynth("simulate", tmp_path / "tiny.yaml", "--repeatable", "--out", whole)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "trained without differential privacy" in done.stderr and not (whole / "release").exists()
+    command = [
+        str(Path(sys.executable).parent / "fedsynth"),
+        "simulate",
+        str(tmp_path / "tiny.yaml"),
+        "--repeatable",
+        "--out",
+    ]
+    process = subprocess.Popen([*command, str(parts)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not (parts / "server" / "checkpoints" / "round-001.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for victim in (process.pid, *marked(f"FLWR_HOME={(parts / 'flower').resolve()}")):
+        os.kill(victim, signal.SIGKILL)
+    process.wait(timeout=60)
+    assert not (parts / "server" / "checkpoints" / "round-003.safetensors").exists()
+    done = fedsynth("simulate", tmp_path / "tiny.yaml", "--repeatable", "--out", parts)
+    assert done.returncode == 3, done.stdout + done.stderr
+    for name in ("round-003.safetensors", "optimizer-003.safetensors"):
+        one, other = ((folder / "server" / "checkpoints" / name).read_bytes() for folder in (whole, parts))
+        assert one == other

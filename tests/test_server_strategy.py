@@ -1,0 +1,299 @@
+"""Rounds that survive: whatever a site sends or does not send, the round ends, names it, and counts what is good."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from server.aggregate import ServerOptimizer
+from server.events import Events, read
+from server.strategy import Strategy, largest_update
+from shared import messages
+from shared.config import Experiment, Federation, Privacy, Training
+from shared.errors import FederationError
+
+EXPERIMENT = Experiment(
+    name="t", training=Training(rounds=3), federation=Federation(deadline_s=10.0, join_timeout_s=5.0, attempts=2)
+)
+Site = Callable[
+    [RecordDict, int], RecordDict | Error | None
+]  # the request, how often it was asked -> an answer, or silence
+
+
+class Clock:
+    """Time that passes only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class FakeGrid:
+    """Flower's grid as the strategy sees it: questions in, replies out, in any order and at any time."""
+
+    def __init__(self, sites: dict[int, Site], clock: Clock, delay_s: dict[int, float] | None = None) -> None:
+        self.sites, self.clock, self.delay_s = sites, clock, delay_s or {}
+        self.ready: dict[str, tuple[float, Message]] = {}
+        self.asked: dict[int, int] = dict.fromkeys(sites, 0)
+        self.held = self.most_held = 0
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.sites)
+
+    def push_messages(self, questions: Iterable[Message]) -> list[str]:
+        names = []
+        for question in questions:
+            node = question.metadata.dst_node_id
+            self.asked[node] += 1
+            name = f"{node}-{self.asked[node]}"
+            question.metadata.__dict__["_message_id"] = name
+            answer = self.sites[node](question.content, self.asked[node])
+            if answer is not None:
+                kind = {"error": answer} if isinstance(answer, Error) else {"content": answer}
+                self.ready[name] = (self.clock() + self.delay_s.get(node, 0.0), Message(**kind, reply_to=question))
+            names.append(name)
+        return names
+
+    def pull_messages(self, names: Iterable[str]) -> list[Message]:
+        found = [name for name in names if name in self.ready and self.ready[name][0] <= self.clock()]
+        return [self.ready.pop(name)[1] for name in found]
+
+
+def good(name: str, value: float = 1.0, weight: float = 1.0, **changes: object) -> Site:
+    """A site whose update is `value` everywhere."""
+
+    def answer(request: RecordDict, _: int) -> RecordDict:
+        update = {"a": torch.full((3,), value), "b": torch.full((2, 2), value)}
+        reply = messages.TrainReply(name, update, 1.0, weight, 3, request=messages.request_id(request))
+        return messages.pack_reply(replace(reply, **changes))
+
+    return answer
+
+
+@pytest.fixture(autouse=True)
+def _inside_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower's messages can only be made inside a run."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+def run(
+    tmp_path: Path, sites: dict[int, Site], *, minimum: int = 1, last: int = 1, delay_s: dict[int, float] | None = None,
+    largest: float = math.inf, names: Callable[[], dict[int, str]] = dict, **federation: object,
+) -> tuple[dict[str, torch.Tensor], list[dict[str, object]], FakeGrid]:  # fmt: skip
+    clock = Clock()
+    settings = EXPERIMENT.federation.model_copy(update=federation)
+    experiment = EXPERIMENT.model_copy(update={"federation": settings})
+    tensors = {"a": torch.zeros(3), "b": torch.zeros(2, 2)}
+    grid = FakeGrid(sites, clock, delay_s)
+    events = Events(tmp_path / "events.jsonl")
+    strategy = Strategy(
+        experiment, tensors, noise_multiplier=1.0, sites=len(sites), minimum_sites=minimum, largest=largest, events=events,
+        optimizer=ServerOptimizer(settings, tensors), after_round=lambda *_: None, names=names, clock=clock, sleep=clock.sleep,
+    )  # fmt: skip
+    try:
+        strategy.run(grid, 1, last)
+    finally:
+        found = read(events.path)
+    return tensors, found, grid
+
+
+def failures(events: list[dict[str, object]]) -> dict[object, str]:
+    return {e["site"]: str(e["reason"]) for e in events if e["event"] == "site_failed"}
+
+
+def test_the_mean_uses_the_public_weights(tmp_path: Path) -> None:
+    tensors, events, _ = run(tmp_path, {1: good("x", 1.0, 1.0), 2: good("y", 4.0, 2.0)})
+    assert torch.equal(tensors["a"], torch.full((3,), 3.0))
+    assert events[-1]["contributed"] == ["x", "y"]
+
+
+def test_the_result_does_not_depend_on_the_order_of_arrival(tmp_path: Path) -> None:
+    sites = {n: good(f"s{n}", 0.1 * n + 1e-3 / n, 1.0 + n / 7) for n in range(1, 8)}
+    results = [
+        run(tmp_path / str(k), sites, delay_s={n: ((n * k) % 5) * 0.3 for n in sites})[0]["a"] for k in range(1, 5)
+    ]
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_a_site_that_never_answers_cannot_hang_a_run_and_is_named_once_it_is_known(tmp_path: Path) -> None:
+    def once(request: RecordDict, asked: int) -> RecordDict | None:
+        return good("y", 5.0)(request, asked) if asked == 1 else None
+
+    tensors, events, grid = run(tmp_path, {1: good("x"), 2: once, 3: lambda *_: None}, last=2)
+    assert grid.clock.now < 2 * 10.0 + 5.0
+    assert failures(events) == {"node 3": "no reply within 10 s", "y": "no reply within 10 s"}
+    assert torch.equal(tensors["a"], torch.full((3,), 4.0))  # (1 + 5) / 2, then 1
+
+
+def test_a_reply_after_the_deadline_is_not_added(tmp_path: Path) -> None:
+    tensors, events, _ = run(tmp_path, {1: good("x"), 2: good("y", 100.0)}, delay_s={2: 11.0}, last=3)
+    assert torch.equal(tensors["a"], torch.full((3,), 3.0))
+    assert len([e for e in events if e["event"] == "site_failed"]) == 3
+
+
+def test_a_stale_reply_is_rejected_and_the_site_named(tmp_path: Path) -> None:
+    first: list[RecordDict] = []
+
+    def replays(request: RecordDict, asked: int) -> RecordDict:
+        first.append(good("y", 7.0)(request, asked))
+        return first[0]
+
+    tensors, events, _ = run(tmp_path, {1: good("x"), 2: replays}, last=2)
+    assert "another request" in failures(events)["y"]
+    assert torch.equal(tensors["a"], torch.full((3,), 5.0))  # (1 + 7) / 2, then 1
+
+
+def spoiled(change: Callable[[RecordDict], None]) -> Site:
+    def answer(request: RecordDict, asked: int) -> RecordDict:
+        content = good("bad", 100.0)(request, asked)
+        change(content)
+        return content
+
+    return answer
+
+
+def put(value: torch.Tensor, name: str = "a") -> Callable[[RecordDict], None]:
+    def change(content: RecordDict) -> None:
+        arrays = {k: torch.from_numpy(v.numpy().copy()) for k, v in content["arrays"].items()}
+        content["arrays"] = ArrayRecord(arrays | {name: value})
+
+    return change
+
+
+def lie_about_the_shape(content: RecordDict) -> None:
+    arrays = content["arrays"]
+    huge = ArrayRecord({"a": torch.zeros(1000)})["a"]
+    arrays["a"].data = huge.data  # the bytes of 1,000 numbers behind the shape of three
+
+
+def hide_in_metrics(content: RecordDict) -> None:
+    content["metrics"] = MetricRecord({**content["metrics"], "extra": [1.0, 2.0]})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (put(torch.tensor([1.0, math.nan, 1.0])), "not finite"),
+        (put(torch.tensor([1.0, math.inf, 1.0])), "not finite"),
+        (put(torch.zeros(4)), "expected float32"),
+        (put(torch.zeros(3, dtype=torch.float64)), "expected float32"),
+        (put(torch.zeros(3), "c"), "may not travel"),
+        (put(torch.full((3,), 1e9)), "honest one"),
+        (put(torch.full((3,), 1e5)), "beyond 16384"),
+        (lie_about_the_shape, "declared"),
+        (hide_in_metrics, "may not travel"),
+    ],
+)
+def test_a_bad_update_is_rejected_with_its_reason_and_the_round_stands(
+    tmp_path: Path, change: Callable[[RecordDict], None], said: str
+) -> None:
+    tensors, events, _ = run(tmp_path, {1: good("x"), 2: spoiled(change)}, largest=1e6)
+    assert torch.equal(tensors["a"], torch.ones(3))
+    (reason,) = failures(events).values()
+    assert said in reason
+
+
+def test_an_error_a_refusal_and_a_second_reply_under_one_name_are_told_apart(tmp_path: Path) -> None:
+    sites: dict[int, Site] = {
+        1: good("x"),
+        2: lambda *_: Error(code=0, reason="patient 42"),
+        3: lambda *_: messages.pack_refusal(messages.Refusal("z", "the cap is reached")),
+        4: good("x", 50.0),
+    }
+    tensors, events, _ = run(tmp_path, sites)
+    assert torch.equal(tensors["a"], torch.ones(3))
+    said = failures(events)
+    assert said["z"] == "the cap is reached" and "second reply" in said["x"]
+    assert "patient" not in said["node 2"]
+
+
+def test_too_few_good_replies_are_asked_again_and_then_end_the_run(tmp_path: Path) -> None:
+    def second_time(request: RecordDict, asked: int) -> RecordDict | None:
+        return None if asked == 1 else good("y", 3.0)(request, asked)
+
+    tensors, events, grid = run(tmp_path, {1: good("x"), 2: second_time}, minimum=2)
+    assert torch.equal(tensors["a"], torch.full((3,), 2.0))
+    assert [e["attempt"] for e in events if e["event"] == "round_failed"] == [1]
+    assert grid.asked == {1: 2, 2: 2}
+    with pytest.raises(FederationError, match="1 of 2 sites contributed, the experiment requires 2"):
+        run(tmp_path / "again", {1: good("x"), 2: lambda *_: None}, minimum=2)
+
+
+def test_too_few_nodes_end_the_run_in_words(tmp_path: Path) -> None:
+    with pytest.raises(FederationError, match="0 of 0 sites joined"):
+        run(tmp_path, {}, minimum=1)
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed-mean", "krum", "multi-krum"])
+def test_robust_rules_withstand_a_site_that_sends_nonsense_and_the_mean_does_not(tmp_path: Path, rule: str) -> None:
+    sites = {n: good(f"s{n}", 1.0 + n / 100) for n in range(1, 6)} | {6: good("bad", -1e3)}
+    tensors, _, _ = run(tmp_path, sites, aggregation=rule)
+    assert 1.0 < float(tensors["a"].min()) <= float(tensors["a"].max()) < 1.06
+    tensors, _, _ = run(tmp_path / "mean", sites)
+    assert float(tensors["a"].mean()) < -100
+
+
+def test_a_robust_rule_without_enough_sites_refuses(tmp_path: Path) -> None:
+    with pytest.raises(FederationError, match="needs 5 sites"):
+        run(tmp_path, {n: good(f"s{n}") for n in range(3)}, aggregation="krum")
+
+
+@pytest.mark.parametrize("name", ["average", "momentum", "adam"])
+def test_the_servers_optimizer_goes_on_after_an_interruption_as_if_there_were_none(tmp_path: Path, name: str) -> None:
+    settings = Federation(server_optimizer=name, server_learning_rate=0.5)  # type: ignore[arg-type]
+    updates = [{"a": torch.randn(4)} for _ in range(4)]
+    whole = {"a": torch.zeros(4)}
+    optimizer = ServerOptimizer(settings, whole)
+    for update in updates:
+        optimizer.step(update)
+    parts = {"a": torch.zeros(4)}
+    first = ServerOptimizer(settings, parts)
+    for update in updates[:2]:
+        first.step(update)
+    first.save(tmp_path / "moments")
+    second = ServerOptimizer(settings, parts)
+    second.load(tmp_path / "moments")
+    for update in updates[2:]:
+        second.step(update)
+    assert torch.equal(whole["a"], parts["a"])
+    assert (name == "average") == torch.allclose(whole["a"], 0.5 * sum(u["a"] for u in updates))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_no_honest_update_reaches_the_bound_and_a_hundredfold_one_does(optimizer: str) -> None:
+    from privacy.noise import SecureRandom
+    from privacy.sgd import PatientOptimizer, private_step
+
+    training = Training(optimizer=optimizer, learning_rate=0.1, steps=5)  # type: ignore[arg-type]
+    experiment = Experiment(name="t", training=training, privacy=Privacy(expected_patients=8, sampling_rate=0.5))
+    parameter = torch.nn.Parameter(torch.zeros(300))
+    plain: torch.optim.Optimizer = torch.optim.SGD([parameter], lr=0.1)
+    if optimizer == "adam":
+        plain = torch.optim.Adam([parameter], lr=0.1, betas=(0.9, 0.99))
+    private = PatientOptimizer(
+        plain, noise_multiplier=2.0, max_grad_norm=1.5, sampling_rate=0.5, expected_patients=8, noise=SecureRandom()
+    )
+    for _ in range(5):
+        private_step(lambda g: (parameter * g).sum(), [torch.full((300,), 100.0)] * 16, private)
+    length, bound = float(parameter.detach().norm()), largest_update(experiment, 2.0, 300)
+    assert length < bound < 100 * length
+    assert largest_update(experiment, 0.0, 300) == math.inf
+
+
+def test_a_node_cannot_answer_under_the_name_of_another_site(tmp_path: Path) -> None:
+    tensors, events, _ = run(tmp_path, {1: good("x"), 2: good("z", 9.0)}, names=lambda: {1: "x", 2: "y"})
+    assert torch.equal(tensors["a"], torch.ones(3))
+    assert failures(events) == {"y": "a reply under the name of another site"}
