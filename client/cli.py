@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -97,6 +97,7 @@ def deidentify(
     text_check: Annotated[
         bool, typer.Option(help="look for text in every frame; withhold a series that shows any")
     ] = True,
+    modality: Annotated[Literal["mr", "ct"], typer.Option(help="what is rebuilt; other files are refused")] = "mr",
     what_if: Annotated[bool, typer.Option("--what-if", help="print what would survive, and do nothing")] = False,
     conformance: Annotated[
         bool, typer.Option("--conformance", help="print the DICOM conformance statement, and do nothing")
@@ -106,12 +107,12 @@ def deidentify(
 
     Example: fedsynth client deidentify scans rebuilt --key pseudonym.key
 
-    Example: fedsynth client deidentify --what-if
+    Example: fedsynth client deidentify --what-if --modality ct
 
     Example: fedsynth client deidentify --conformance > docs/conformance.md
     """
     if what_if:
-        _print_table()
+        _print_table(modality)
         return
     if conformance:
         typer.echo(conformance_statement(), nl=False)
@@ -120,7 +121,7 @@ def deidentify(
         raise DataError("say what to read, where to write and which key: `deidentify IN OUT --key FILE`")
     secret = pseudonym.load_or_make(key)
     with progress("rebuilding") as tell:
-        entries = export.export(source, target, secret, tell, text_check=text_check)
+        entries = export.export(source, target, secret, tell, text_check=text_check, modality=modality)
     page = write_report(target)
     counts = manifest.verdicts(entries)
     _say(counts["PASS"], counts["QUARANTINED"], counts["REFUSED"], manifest.reasons(entries))
@@ -135,9 +136,9 @@ def _say(passed: int, quarantined: int, refused: int, reasons: dict[str, int]) -
         typer.echo(f"  {count:6d}  {manifest.Reason[code.upper().replace('-', '_')].text}")
 
 
-def _print_table() -> None:
+def _print_table(modality: str) -> None:
     table = Table("tag", "attribute", "what survives", title="Everything else is dropped, at every level")
-    for row in profile.describe():
+    for row in profile.describe(modality):
         table.add_row(*row)
     Console().print(table)
 

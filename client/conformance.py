@@ -121,7 +121,10 @@ def _lines() -> Iterable[str]:
     yield ""
     yield f"Allow-list, SHA-256 `{provenance.table_digest()}`."
     yield ""
-    yield from _table(("Tag", "Attribute", "Value"), profile.describe())
+    for modality in profile.MODALITIES:
+        yield f"### {modality.upper()}"
+        yield ""
+        yield from _table(("Tag", "Attribute", "Value"), profile.describe(modality))
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterable[str]:

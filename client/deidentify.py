@@ -31,17 +31,18 @@ IMPLEMENTATION_NAME = "FEDSYNTH_0"
 PREAMBLE = b"De-identified by fedsynth: rebuilt from an allow-list (DICOM PS3.15 2026d, 113100)".ljust(128, b"\0")
 
 
-def rebuild(source: FileDataset, key: bytes) -> Dataset:
+def rebuild(source: FileDataset, key: bytes, modality: str = "mr") -> Dataset:
     """A new dataset that holds what the allow-list permits of `source`. Raises Withheld with the reason.
 
     source  as read by `client.reader.whole`
     key     the site's 32 bytes
+    modality  of the site: "mr" or "ct"
     """
-    return guarded(Reason.UNREADABLE, lambda: _rebuild(source, key))
+    return guarded(Reason.UNREADABLE, lambda: _rebuild(source, key, modality))
 
 
-def _rebuild(source: FileDataset, key: bytes) -> Dataset:
-    gates.check(source)
+def _rebuild(source: FileDataset, key: bytes, modality: str) -> Dataset:
+    gates.check(source, modality)
     sop_class = str(source.SOPClassUID)
     _, table = SOP_CLASSES[sop_class]
     result = Dataset()

@@ -22,7 +22,7 @@ from client.redaction import guarded
 
 WANTED = frozenset(
     {"SOPClassUID", "DirectoryRecordSequence", "ConversionType", "SecondaryCaptureDeviceManufacturer", "ImageType"}
-    | {"BurnedInAnnotation", "ComplexImageComponent", "PatientID", "IssuerOfPatientID", *series.WORDS}
+    | {"BurnedInAnnotation", "ComplexImageComponent", "PatientID", "IssuerOfPatientID", "RescaleType", *series.WORDS}
     | {rule.keyword for _, table in profile.SOP_CLASSES.values() for rule in table if rule.kind != "pixels"}
     | {rule.keyword for rule in (*series.KEYS.values(), *series.PHYSICS.values())}
 )
@@ -52,7 +52,7 @@ class Person:
 
 def patients(inputs: Inputs, cut: Cut) -> Iterator[Found]:
     """Every patient with at least one usable series; each file of the inputs has its verdict when this ends."""
-    people = _scan(inputs)
+    people = _scan(inputs, cut.modality)
     _withhold_unissued(inputs, people)
     for name in sorted(people):
         studies = people[name].studies
@@ -78,23 +78,25 @@ def share(slices: int, number: int, studies: int) -> int:
     return max(1, slices // studies + (number < slices % studies))
 
 
-def _scan(inputs: Inputs) -> dict[str, Person]:
+def _scan(inputs: Inputs, modality: str) -> dict[str, Person]:
     people: dict[str, Person] = defaultdict(Person)
     met: set[str] = set()
     for file in inputs.open():
         try:
             header = reader.header(inputs.paths[file], WANTED)
-            guarded(Reason.UNREADABLE, lambda: _file_away(inputs, file, header, people, met))  # noqa: B023
+            guarded(Reason.UNREADABLE, lambda: _file_away(inputs, file, header, people, met, modality))  # noqa: B023
         except Withheld as withheld:
             inputs.give(file, withheld.reason)
         inputs.seen(file)
     return people
 
 
-def _file_away(inputs: Inputs, file: int, header: Dataset, people: dict[str, Person], met: set[str]) -> None:
+def _file_away(
+    inputs: Inputs, file: int, header: Dataset, people: dict[str, Person], met: set[str], modality: str
+) -> None:
     key = inputs.key
     export.describe(inputs, file, header)
-    gates.check(header)
+    gates.check(header, modality)
     instance, study, group = (
         "".join(gates.words(header, f"{level}InstanceUID")) for level in ("SOP", "Study", "Series")
     )
@@ -125,6 +127,8 @@ def _study(inputs: Inputs, found: dict[str, Series], cut: Cut, slices: int) -> n
             volume = series.first_volume(found[token].frames)
             if len(volume) < cut.minimum:
                 raise Withheld(Reason.FEW_SLICES)
+            if cut.modality == "ct":
+                series.check_head(volume)
         except Withheld as withheld:
             _give(inputs, found[token].files, withheld.reason)
             continue
@@ -162,7 +166,7 @@ def _pictures(inputs: Inputs, volume: list[series.Frame], cut: Cut, slices: int)
     singles: list[Dataset] = []
     for file, numbers in by_file.items():
         try:
-            rebuilt = deidentify.rebuild(reader.whole(inputs.paths[file]), inputs.key)
+            rebuilt = deidentify.rebuild(reader.whole(inputs.paths[file]), inputs.key, cut.modality)
         except Withheld as withheld:
             inputs.give(file, withheld.reason)
             raise Withheld(Reason.GEOMETRY) from None

@@ -32,10 +32,12 @@ def export(
     progress: Callable[[int, int], None] | None = None,
     *,
     text_check: bool = True,
+    modality: str = "mr",
 ) -> list[Entry]:
     """Rebuild every file of `source` (a folder or one file) into `target`; one manifest entry for each.
 
     text_check   look for text in every frame, withhold a series that shows any, and say in files and manifest that it ran
+    modality     "mr" or "ct"; files of another one are refused
 
     Raises DataError when there is nothing to read, or when `target` lies inside `source`.
     """
@@ -58,7 +60,7 @@ def export(
     # In the order of the keyed tokens: times and places on the disk then say nothing about the order of the source.
     for file in sorted(inputs.open(), key=lambda number: inputs.entry(number).token):
         try:
-            held[file] = guarded(Reason.UNREADABLE, lambda: _one(inputs, file, target, met, looked))  # noqa: B023
+            held[file] = guarded(Reason.UNREADABLE, lambda: _one(inputs, file, target, met, looked, modality))  # noqa: B023
         except Withheld as withheld:
             inputs.give(file, withheld.reason)
             if withheld.reason is Reason.TEXT:
@@ -78,7 +80,7 @@ def export(
 
 
 def _one(
-    inputs: Inputs, file: int, target: Path, met: set[str], shows_text: set[str | None] | None
+    inputs: Inputs, file: int, target: Path, met: set[str], shows_text: set[str | None] | None, modality: str
 ) -> tuple[Path, str]:
     """Rebuild one file under a temporary name; that and the SHA-256 of what was written.
 
@@ -86,7 +88,7 @@ def _one(
     """
     source = reader.whole(inputs.paths[file])
     describe(inputs, file, source)
-    rebuilt = deidentify.rebuild(source, inputs.key)
+    rebuilt = deidentify.rebuild(source, inputs.key, modality)
     name = str(rebuilt.SOPInstanceUID)
     if name in met:
         raise Withheld(Reason.DUPLICATE)

@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 
 from client.manifest import Reason, Withheld
-from client.profile import SOP_CLASSES
+from client.profile import MODALITIES, SOP_CLASSES
 
 DICOMDIR = "1.2.840.10008.1.3.10"
 
@@ -54,16 +54,21 @@ def words(source: Dataset, keyword: str) -> tuple[str, ...]:
     return tuple(word for word in (str(item).strip(" \0").upper() for item in values) if word)
 
 
-def check(source: Dataset) -> str:
-    """The name of the SOP class if this header may go on; else raises Withheld with the reason."""
+def check(source: Dataset, modality: str = "mr") -> str:
+    """The name of the SOP class if this header may go on; else raises Withheld with the reason.
+
+    modality   of the site, a key of `profile.MODALITIES`; files of another one are refused
+    """
     sop_class = "".join(words(source, "SOPClassUID"))
     if sop_class == DICOMDIR or "DirectoryRecordSequence" in source:
         raise Withheld(Reason.DICOMDIR)
     if sop_class not in SOP_CLASSES:
         raise Withheld(Reason.SOP_CLASS)
     name, _ = SOP_CLASSES[sop_class]
-    if words(source, "Modality") != ("MR",):
-        raise Withheld(Reason.SOP_CLASS)
+    if sop_class not in MODALITIES[modality] or words(source, "Modality") != (modality.upper(),):
+        raise Withheld(Reason.MODALITY)
+    if modality == "ct" and words(source, "RescaleType") not in {(), ("HU",)}:
+        raise Withheld(Reason.PIXEL_FORMAT)
     if words(source, "SamplesPerPixel") not in {(), ("1",)} or not set(words(source, "PhotometricInterpretation")) <= {
         "MONOCHROME1",
         "MONOCHROME2",

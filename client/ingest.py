@@ -71,6 +71,11 @@ def ingest(
 
     Raises DataError, in one line without patient data, when nothing usable is found; the manifest then tells why.
     """
+    if site.modality == "ct" and (site.face_removal == "required" or site.pacs is not None):
+        raise DataError(
+            "of CT no face can be removed, and no PACS is asked for it yet: say `data` with a folder and `face_removal: none` if "
+            "the input holds no face, or if you accept that faces stay in the slices, which never leave the site"
+        )
     strip = site.face_removal == "required"
     if strip and site.format == "images":
         raise DataError(
@@ -90,7 +95,15 @@ def ingest(
     by_identifier = labels.read(table, classes, key) if table else {}
     models = text.models() if site.text_check == "required" else {}
     look = site.text_check == "required"
-    cut = Cut(image_size, slices_per_patient, site.minimum_slices, text=look, steps=_steps(site), t1_only=strip)
+    cut = Cut(
+        image_size,
+        slices_per_patient,
+        site.minimum_slices,
+        text=look,
+        steps=_steps(site),
+        t1_only=strip,
+        modality=site.modality,
+    )
     source = _Source(site, key, cut, tuple(classes), by_identifier)
 
     partial = work / "cohort.partial"

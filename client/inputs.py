@@ -25,6 +25,7 @@ class Cut:
     text      whether slices that show text are withheld
     steps     what each volume goes through, in order, before its pictures are made; a step may raise Withheld
     t1_only   whether a series whose physics are known must be T1-weighted
+    modality  of the site: "mr" or "ct"
     """
 
     size: int
@@ -33,6 +34,7 @@ class Cut:
     text: bool = True
     steps: tuple[Step, ...] = field(default=(), repr=False)  # the repr names a run's settings; a function has none
     t1_only: bool = False
+    modality: str = "mr"
 
     def pictures(self, scan: Scan, slices: int, inspect: volumes.Inspect | None = None) -> tuple[np.ndarray, Scan]:
         """(S, size, size) uint8 of a volume after all steps, and the volume that they left.
@@ -49,6 +51,7 @@ class Cut:
             inspect=inspect,
             brain=scan.brain,
             cerebrum=scan.cerebrum,
+            fixed=volumes.FIXED[self.modality],
         )
         return x_SHW, scan
 

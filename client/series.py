@@ -7,7 +7,9 @@ instances. Volumes are never mixed: when nothing separates them, the series is w
 Of a study one series is used: T1-weighted before others, without contrast agent before with, then most slices, then
 thinnest.
 
-Left out: a minimum coverage of the head (`client.face` asks for one).
+A CT series must be a head by its geometry: axial slices, a field of view of 150 to 350 mm, 100 to 350 mm from end to end.
+
+Left out: a minimum coverage of MR (`client.face` asks for one); body part and kernel of CT (a neck may pass as a head).
 """
 
 from __future__ import annotations
@@ -161,6 +163,22 @@ def _separated(frames: Sequence[Frame], locations: int) -> list[Frame]:
 
 def _complete(frames: Sequence[Frame], locations: int) -> bool:
     return len(frames) == locations == len({frame.location for frame in frames})
+
+
+AXIAL = 0.8  # cosine to the long axis of the patient: a gantry tilts by up to 30 degrees, plus the head itself
+FIELD_MM, COVERAGE_MM = (150.0, 350.0), (100.0, 350.0)
+
+
+def check_head(volume: Sequence[Frame]) -> None:
+    """Raise Withheld unless the slices are axial and as wide and as many as a head needs."""
+    frame = volume[0]
+    normal = np.cross(frame.orientation[:3], frame.orientation[3:])
+    if abs(normal[2]) < AXIAL:
+        raise Withheld(Reason.NOT_AXIAL)
+    field_mm = max(step * count for step, count in zip(frame.spacing, frame.size, strict=True))
+    extent_mm = float(np.ptp([np.dot(each.position, normal) for each in volume]))
+    if not (_between(field_mm, *FIELD_MM) and _between(extent_mm, *COVERAGE_MM)):
+        raise Withheld(Reason.NOT_A_HEAD)
 
 
 def rank(volume: Sequence[Frame], physics: Physics) -> tuple[bool, bool, int, float]:

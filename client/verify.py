@@ -47,7 +47,7 @@ FIELDS = {
 }  # fmt: skip
 FIXED = frozenset(
     {reason.text for reason in Reason} | {reason.code for reason in Reason} | {verdict.value for verdict in Verdict}
-    | {"header", "file", "totals", "DCM", "image", "nifti", "MR Image", "Enhanced MR Image"}
+    | {"header", "file", "totals", "DCM", "image", "nifti", "CT Image", "MR Image", "Enhanced MR Image"}
     | {"Legacy Converted Enhanced MR Image", "Basic Application Confidentiality Profile"}
     | {"113100", "113101", "113102", "Clean Pixel Data Option", "Clean Recognizable Visual Features Option"}
 )  # fmt: skip

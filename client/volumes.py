@@ -23,6 +23,8 @@ from client.manifest import Reason, Withheld
 from client.redaction import guarded
 
 FOREGROUND = 0.1  # of the robust range: the threshold of FSL's brain extraction (Smith 2002, section 2.1)
+# Where values mean the same everywhere: tissue begins above, black, white. CT in HU: the brain window, level 40, width 80.
+FIXED: dict[str, tuple[float, float, float] | None] = {"mr": None, "ct": (-300.0, 0.0, 80.0)}
 USABLE_AREA = 0.25  # of the largest foreground area over the levels
 
 
@@ -71,19 +73,22 @@ def axial(
     inspect: Inspect | None = None,
     brain: np.ndarray | None = None,
     cerebrum: np.ndarray | None = None,
+    fixed: tuple[float, float, float] | None = None,
 ) -> np.ndarray:
     """At most `count` axial pictures (S, size, size) uint8 in [0, 255], evenly over the usable levels, lowest first.
 
-    Values are scaled by the 1st and 99th percentile of the foreground; the two constants are not kept. `inspect` is told the
-    volume, the levels that are kept and the two constants before any picture is made; it may raise Withheld. With `brain`,
+    Values are scaled by the 1st and 99th percentile of the foreground, which are not kept, or as `fixed` says. `inspect` is told
+    the volume, the levels that are kept and the two constants before any picture is made; it may raise Withheld. With `brain`,
     that is the foreground, and a pixel without any of it is 0; with `cerebrum`, levels are usable that hold enough of it.
     """
     if not np.isfinite(volume_RAS).all():
         raise Withheld(Reason.PIXEL_FORMAT)
-    foreground = _foreground(volume_RAS) if brain is None else brain
+    foreground = brain
+    if foreground is None:
+        foreground = _foreground(volume_RAS) if fixed is None else volume_RAS > fixed[0]
     if not foreground.any():
         raise Withheld(Reason.LABEL_MAP)
-    low, high = np.percentile(volume_RAS[foreground], [1, 99])
+    low, high = np.percentile(volume_RAS[foreground], [1, 99]) if fixed is None else fixed[1:]
     if high <= low:
         raise Withheld(Reason.LABEL_MAP)
     area = (foreground if cerebrum is None else cerebrum).sum(axis=(0, 1))

@@ -27,9 +27,9 @@ Sampler = Literal["ddim", "dpm++", "ddpm"]
 class Site(Record):
     """What one hospital says about itself; the hospital's own file, never sent.
 
-    data            folder to read
-    pacs            archive to fetch DICOM from, instead of `data`
+    data, pacs      folder to read; or an archive to fetch DICOM from, instead of it
     format          "dicom", "nifti", or "images" (class/patient/*.png|jpg)
+    modality        "mr" or "ct" (heads); a file of another modality is refused
     labels          CSV with the columns patient_id,class beside or inside the data; none: every patient is unlabelled
     face_removal    "required" keeps the brain of T1-weighted heads and withholds all in doubt ("images" are refused); "none"
                     is the hospital's word that the input holds no face, or that it accepts the risk: slices never leave
@@ -53,6 +53,7 @@ class Site(Record):
     data: Path | None = None
     pacs: Pacs | None = None
     format: Literal["dicom", "nifti", "images"] = "dicom"
+    modality: Literal["mr", "ct"] = "mr"
     labels: Path | None = None
     face_removal: Literal["required", "none"] = "required"
     text_check: Literal["required", "none"] = "required"
@@ -273,8 +274,7 @@ class Experiment(Record):
     def _consistent(self) -> Experiment:
         if (self.data == "sites") != bool(self.sites):
             raise ValueError("`data: sites` and a list of `sites` go together; give both or neither")
-        names = [site.name for site in self.sites]
-        if len(set(names)) != len(names):
+        if len({site.name for site in self.sites}) != len(self.sites):
             raise ValueError("two sites have the same name; give each its own")
         return self
 

@@ -89,7 +89,7 @@ def test_what_must_be_withheld_is_withheld(tmp_path: Path, real_data: Real, key:
     counts = manifest.verdicts(entries)
     assert counts["PASS"] == 0 and counts["REFUSED"] >= 30 and sum(counts.values()) == len(entries) >= 60
     assert {entry.reason for entry in entries} == {
-        Reason.SOP_CLASS, Reason.DERIVED, Reason.MOSAIC, Reason.NOT_DICOM, Reason.UNREADABLE
+        Reason.SOP_CLASS, Reason.MODALITY, Reason.DERIVED, Reason.MOSAIC, Reason.NOT_DICOM, Reason.UNREADABLE
     }  # fmt: skip
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["manifest.jsonl"]
 
