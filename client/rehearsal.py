@@ -84,7 +84,8 @@ def canaries(
         names = [f"canary-{j}" for j in range(here)]
         coin = rng.integers(2, size=here).astype(bool)
         joined = [Patient(name, -1, blank) for name, heads in zip(names, coin, strict=True) if heads]
-        people = [*cohort, *joined]
+        # Every second run has canaries alone: patients whose gradients go wrong too, as without clipping, cannot hide them
+        people = [*(cohort if len(found) % 2 == 0 else ()), *joined]
         watch: Watch[Encoded] = Watch(
             lambda p: p.pseudonym, {name: j for j, name in enumerate(names)}, step=step, rng=rng
         )

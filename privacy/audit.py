@@ -11,7 +11,7 @@ Confidence    If the code does what it states, the bound is above the stated eps
               Clopper-Pearson is exact at every size. A bound above the stated epsilon so refutes the stated mechanism. Its
               value as *an* epsilon assumes in addition that the code is of the family, with some other noise or bound
 Power         A bound below the stated epsilon proves nothing: canaries see noise, clipping and rate, and no other fault. With
-              1,000 canaries and epsilon 8 stated, correct code gives about 5, half of the noise 13
+              1,000 canaries and epsilon 8 stated, correct code gives about 5.5, half of the noise 14
 
 Sampling      Poisson sampling is tested by itself, because canaries can hardly tell it from shuffling: number of inclusions,
               spread of batch sizes (fixed batches have none; also 0 when patients come in pairs), spread of inclusions per

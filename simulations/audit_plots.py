@@ -87,7 +87,7 @@ def _axes(title: str) -> Axes:
 
 
 def _png(axes: Axes, place: Literal["best", "lower right", "upper left"] = "best") -> bytes:
-    axes.legend(loc=place, frameon=False, fontsize=9)
+    axes.legend(loc=place, framealpha=0.9, edgecolor="none", fontsize=9)
     buffer = io.BytesIO()
     figure = axes.figure
     assert isinstance(figure, Figure)

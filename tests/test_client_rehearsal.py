@@ -13,7 +13,7 @@ from client.dataset import Patient
 from privacy import audit
 from privacy.attacks import auc
 from privacy.noise import SecureRandom
-from privacy.sgd import PatientOptimizer, private_step
+from privacy.sgd import PatientOptimizer, clipped_sum, private_step
 from shared import weights
 from shared.config import Experiment, Network
 from shared.errors import ConfigError
@@ -53,8 +53,16 @@ def half_noise(loss: Any, people: Any, optimizer: PatientOptimizer, *, clipping:
     private_step(loss, people, optimizer, clipping=clipping)
 
 
-@pytest.mark.parametrize(("step", "refuted"), [(private_step, False), (half_noise, True)])
-def test_the_real_loop_passes_and_half_of_its_noise_does_not(step: Any, refuted: bool) -> None:
+def no_clipping(loss: Any, people: Any, optimizer: PatientOptimizer, *, clipping: Any) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    found = clipped_sum(loss, people, optimizer.params, max_grad_norm=None)
+    for p, gradient in zip(optimizer.params, found.gradients, strict=True):
+        p.grad = gradient
+    optimizer.step()
+
+
+@pytest.mark.parametrize(("step", "refuted"), [(private_step, False), (half_noise, True), (no_clipping, True)])
+def test_the_real_loop_passes_and_half_of_its_noise_or_no_clipping_does_not(step: Any, refuted: bool) -> None:
     settings = experiment(steps=1)
     network = model(settings)
     before = {name: p.clone() for name, p in network.state_dict().items()}
