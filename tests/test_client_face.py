@@ -352,3 +352,9 @@ def test_half_a_brain_in_view_is_withheld(small: Head, levels: slice) -> None:
     made = Head(small.volume_RAS[:, :, levels], small.spacing_mm, small.brain[:, :, levels], small.face[:, :, levels])
     fit = template.fit(made.volume_RAS, made.spacing_mm)
     assert refusal(made, made.brain, fit).reason in (Reason.COVERAGE, Reason.BRAIN_VOLUME, Reason.MASKS_DIFFER)
+
+
+def test_a_stripped_brain_is_known_as_such_by_the_template(small: Head) -> None:
+    volume = np.where(small.brain, small.volume_RAS, 0)
+    scan = face.remove(Scan(volume, small.spacing_mm), masker=lambda _: pytest.fail("asked"), correct=unshaded)
+    assert scan.evidence["stripped_before"] == 1 and float(scan.evidence["dice"]) > 0.93
