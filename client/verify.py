@@ -14,17 +14,14 @@ Left out: the site's own files beside the work (settings, scripts), and files th
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import stat
-import struct
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from client import findings, harvest, manifest, outside, pseudonym, report, verify_dicom
+from client import findings, harvest, manifest, outside, pseudonym, report, verify_cohort, verify_dicom
 from client.findings import Verification
 from client.manifest import Reason, Verdict
 from client.verify_dicom import Needles
@@ -111,7 +108,7 @@ def _judge(path: Path, name: str, content: bytes, needles: Needles, result: Veri
         case ".dcm":
             verify_dicom.check(content, path.name, name, needles, result)
         case ".npz":
-            _cohort(content, name, needles, result)
+            verify_cohort.check(content, name, needles, result)
         case "pseudonym.key":
             if _key(path) is None:
                 result.add(name, "key")
@@ -151,43 +148,6 @@ def _search(content: bytes, name: str, needles: Needles, result: Verification, l
     for offset, needle in needles.text.find(content):
         if len(needle) >= least:
             result.add(name, "source-value", offset)
-
-
-def _cohort(content: bytes, name: str, needles: Needles, result: Verification) -> None:
-    """Exactly two arrays in a zip of our making: no comment, no time, no extra field, nothing before, between or after."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            members = archive.infolist()
-            ours = [member.filename for member in members] == ["x.npy", "label.npy"] and not archive.comment
-            ours = ours and all(m.date_time == (1980, 1, 1, 0, 0, 0) and not m.comment for m in members)
-            place = 0
-            for member in members:
-                head = struct.unpack("<4s5H3I2H", content[place : place + 30])
-                ours = (
-                    ours
-                    and member.header_offset == place
-                    and head[0] == b"PK\3\4"
-                    and head[4:6] == (0, 33)
-                    and head[10] in (0, 20)
-                )
-                place += 30 + head[9] + head[10] + member.compress_size
-            directory = sum(46 + len(m.filename) + len(m.extra) for m in members)
-            ours = ours and not any(m.extra for m in members) and len(content) == place + directory + 22
-            x, label = (archive.read(member) for member in members)
-    except (zipfile.BadZipFile, ValueError, struct.error, NotImplementedError, OSError, EOFError):
-        result.add(name, "cohort-file")
-        return
-    shape = re.fullmatch(
-        rb"\x93NUMPY\x01\x00v\x00\{'descr': '\|u1', 'fortran_order': False, 'shape': \((\d+), (\d+), (\d+)\), \} +\n",
-        x[:128],
-    )
-    if not ours or shape is None or len(x) != 128 + int(shape[1]) * int(shape[2]) * int(shape[3]):
-        result.add(name, "cohort-file")
-    if len(label) != 136 or b"'<i8'" not in label[:128] or not -1 <= struct.unpack("<q", label[128:])[0] < 1000:
-        result.add(name, "cohort-file")
-    for offset, _ in needles.samples[8].find(x[128:]):
-        result.add(name, "source-samples", offset)
-    _search(content[:64] + b" " + content[-160:], name, needles, result)
 
 
 def _key(path: Path) -> bytes | None:
