@@ -190,11 +190,24 @@ def data_card(
         f"Sampler {release.sampler}, {release.sampler_steps} steps, guidance {release.guidance:g}, from the model with sha256 "
         f"`{statement.model_sha256}` (see MODEL_CARD.md). Classes are drawn in equal numbers: they say nothing about how "
         "common a condition is.",
+        _marks(release),
         _figures(statement),
         _privacy(statement),
         gate_section(gate),
         "## Uses and limits\n\n" + "\n".join(f"- {use}" for use in USES),
     )
+
+
+def _marks(release: Release) -> str:
+    lines = ["Every file says synthetic in its own fields (PNG text and XMP, DICOM attributes, metadata.jsonl)."]
+    if release.watermark:
+        lines.append(
+            "The pixels carry an invisible mark that `fedsynth detect` finds; it is public, can be removed, and its absence proves "
+            "nothing."
+        )
+    if release.corner_label:
+        lines.append("A corner of every image reads SYNTHETIC, or SYN.")
+    return "## Marks\n\n" + " ".join(lines)
 
 
 def model_card(statement: Statement, release: Release, gate: Verdict | None = None) -> str:

@@ -110,7 +110,7 @@ def choose(entries: Sequence[Entry], limit: int, seed: int) -> list[Entry]:
 def side(entries: Sequence[Entry]) -> int:
     """The middle of the longer sides of (a few of) a set's images, in pixels; DataError where none can be read."""
     few = [entries[i] for i in np.linspace(0, len(entries) - 1, min(25, len(entries))).astype(int)]
-    sides = [max(x.shape) for x in (_read(entry) for entry in few) if x is not None]
+    sides = [max(x.shape) for x in (read(entry) for entry in few) if x is not None]
     if not sides:
         raise DataError("none of the images can be read as grey images")
     return int(np.median(sides))
@@ -121,7 +121,7 @@ def load(entries: Sequence[Entry], size: int, progress: Callable[[int, int], Non
     images: list[np.ndarray] = []
     kept: list[Entry] = []
     for i, entry in enumerate(entries):
-        x_HW = _read(entry)
+        x_HW = read(entry)
         if x_HW is not None:
             images.append(_fit(x_HW, size))
             kept.append(entry)
@@ -221,7 +221,7 @@ def _with_patients(entries: list[Entry], source: Path, patients: str) -> list[En
     return [Entry(e.path, e.label, table[name], e.frame) for e, name in zip(entries, names, strict=True)]
 
 
-def _read(entry: Entry) -> np.ndarray | None:
+def read(entry: Entry) -> np.ndarray | None:
     """One image (H, W) uint8, or none where it cannot be read as a grey image."""
     try:
         if entry.path.suffix.lower() in PICTURES:

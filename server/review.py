@@ -5,6 +5,8 @@ alike, at one size, without a word inside), answers.jsonl (one line an answer, o
 same command goes on where it stopped. Every reader sees the same images in an order of their own; an answer may be changed, and
 the last one counts.
 
+A release with `release.corner_label` says on every image what it is, and cannot be read blind.
+
 The folder holds real images and says which they are: it is for its owner alone, and no reader may see it before the end.
 """
 

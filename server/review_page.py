@@ -17,17 +17,18 @@ header { display:flex; gap:20px; align-items:center; padding:14px 24px; color:va
 header b { color:var(--text); font-weight:600; }
 .bar { flex:1; height:4px; background:var(--line); border-radius:2px; overflow:hidden; }
 .bar i { display:block; height:100%; width:0; background:var(--accent); transition:width .2s; }
-main { display:grid; grid-template-columns:minmax(0, 1fr) 340px; gap:32px; padding:0 24px 24px; align-items:center; }
-.view { display:grid; place-items:center; background:#000; border-radius:12px; height:min(78vh, 900px); }
-.view img { height:100%; width:100%; object-fit:contain; image-rendering:auto; }
-fieldset { border:0; padding:0; margin:0 0 24px; }
+main { display:grid; grid-template-columns:minmax(0, 1fr) 360px; gap:32px; padding:0 24px 24px; align-items:center; }
+.view { position:relative; background:#000; border-radius:12px; height:min(84vh, 900px); overflow:hidden; }
+.view img { position:absolute; inset:0; height:100%; width:100%; object-fit:contain; }
+fieldset { border:0; padding:0; margin:0 0 16px; }
 legend { padding:0; margin-bottom:8px; color:var(--quiet); font-size:.9rem; }
 .row { display:grid; grid-auto-flow:column; grid-auto-columns:1fr; gap:8px; }
 .list { display:grid; gap:6px; }
 button { font:inherit; color:var(--text); background:var(--card); border:1px solid var(--line); border-radius:8px;
   padding:10px 12px; cursor:pointer; text-align:left; display:flex; gap:10px; align-items:center; }
 .row button { justify-content:center; text-align:center; }
-.list button { padding:6px 12px; font-size:.92rem; }
+.list { grid-template-columns:1fr 1fr; }
+.list button { padding:6px 10px; font-size:.86rem; line-height:1.25; }
 button[aria-pressed=true] { border-color:var(--accent); background:#15302f; }
 button:focus-visible { outline:2px solid var(--accent); outline-offset:2px; }
 button:disabled { opacity:.45; cursor:default; }

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 app = typer.Typer(no_args_is_help=True)
+TOGETHER = 500  # images of one size that are looked at together
 
 
 @app.command(epilog="Example: fedsynth evaluate scans/heldout out/demo/release --patients folder --out evaluation")
@@ -109,6 +110,50 @@ def verify(
     typer.echo(f"{found.experiment}: {found.files} files, as they were signed by {found.fingerprint}")
     if not found.known:
         typer.echo("Whose key that is, the release cannot say: compare the fingerprint, or give --public-key.")
+
+
+@app.command(epilog="Example: fedsynth detect downloaded --json")
+def detect(
+    images: Annotated[Path, typer.Argument(help="a folder of PNG, JPEG, DICOM or NPZ, or a release")],
+    as_json: Annotated[bool, typer.Option("--json", help="print what was found as JSON")] = False,
+) -> None:
+    """Look for the invisible mark of a release in images: in each one, and in all of one size together.
+
+    A mark that is found says that the pixels came through fedsynth's release. One that is not found says nothing: resizing,
+    turning, blur or intent remove it, and one image below 128 pixels is too small to show it. Exit code 1 when none is found.
+    """
+    import numpy as np  # noqa: PLC0415
+
+    from server import gallery, watermark  # noqa: PLC0415
+
+    scores: list[float] = []
+    by_size: dict[tuple[int, ...], list[np.ndarray]] = {}
+    entries = gallery.survey(images)
+    with progress("looking", "looking") as tell:
+        for number, entry in enumerate(entries, 1):
+            x_HW = gallery.read(entry)
+            if x_HW is not None:
+                scores.append(watermark.score(x_HW[None]))
+                together = by_size.setdefault(x_HW.shape, [])
+                if len(together) < TOGETHER:
+                    together.append(x_HW)
+            tell(number, len(entries))
+    joint = max((watermark.score(np.stack(x)) for x in by_size.values()), default=0.0)
+    alone = sum(score >= watermark.THRESHOLD for score in scores)
+    found = {
+        "images": len(scores),
+        "marked_alone": alone,
+        "score_together": joint,
+        "marked_together": joint >= watermark.THRESHOLD,
+        "threshold": watermark.THRESHOLD,
+    }
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        typer.echo(f"{alone} of {len(scores)} images show the mark by themselves; together they score {joint:.1f}, "
+                   f"{watermark.THRESHOLD:g} is a yes")  # fmt: skip
+    if not alone and joint < watermark.THRESHOLD:
+        raise typer.Exit(1)
 
 
 @contextmanager

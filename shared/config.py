@@ -234,6 +234,8 @@ class Release(Record):
 
     epsilon_cap      refuse when any site's epsilon per patient is larger
     minimum_sites    refuse when fewer sites contributed to every round; none: all of them must
+    watermark        add an invisible mark that `fedsynth detect` finds (see server/watermark.py for what it can and cannot do)
+    corner_label     write SYNTHETIC into a corner of every image
     """
 
     images_per_class: Annotated[int, Field(ge=0)] = 32
@@ -242,6 +244,8 @@ class Release(Record):
     guidance: Annotated[float, Field(ge=0, le=10)] = 1.0
     epsilon_cap: PositiveFloat = 8.0
     minimum_sites: Positive | None = None
+    watermark: bool = False
+    corner_label: bool = False
     gate: Gate = Gate()
 
 

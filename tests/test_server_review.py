@@ -300,6 +300,8 @@ def test_a_reader_judges_every_image_by_key_in_a_browser(
         address = f"{url}/?token={found.tokens['anna']}"
         browser.send("Page.navigate", url=address)
         browser.wait("document.getElementById('image')?.naturalWidth > 0")
+        box = browser.see("(r => [r.top, r.bottom])(document.getElementById('image').getBoundingClientRect())")
+        assert 0 <= box[0] < box[1] <= browser.see("innerHeight"), "the whole image is in view"
         browser.press("Enter")
         assert not found.answers(), "nothing is saved before both questions are answered"
         browser.press("r", "4", "z", "c")

@@ -15,6 +15,7 @@ COMMANDS = [
     ["pretrain"],
     ["evaluate"],
     ["verify"],
+    ["detect"],
     ["client", "ingest"],
     ["client", "deidentify"],
     ["privacy", "plan"],
