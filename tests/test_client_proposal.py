@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from scipy import ndimage
 
-from client import app, dataset, proposal, pseudonym
+from client import app, dataset, figures, proposal, pseudonym
 from client.dataset import Patient
 from shared import messages, weights
 from shared.config import Experiment, Network
+from shared.diffusion import Process
 from shared.errors import PrivacyError
 
 EXPERIMENT = Experiment.model_validate(
@@ -92,6 +94,30 @@ def test_a_model_that_remembers_its_patients_fails_and_a_score_that_is_not_a_num
         groups = [[Patient(str(i), 0, x) for i, x in enumerate(xs)] for xs in (TRAIN, HELD)]
         with pytest.raises(PrivacyError):
             proposal.check(FRESH, *groups, *broken, EXPERIMENT)
+
+
+def test_a_model_trained_without_privacy_until_it_remembers_is_caught_by_its_losses() -> None:
+    """The positive control, with a real training: no proposed image is a copy, and the site says no all the same."""
+    tree = EXPERIMENT.model_dump()
+    tree["network"] |= {"channels": (32, 32)}
+    tree["training"] |= {"trainable": "full", "slices": 3, "draws": 4, "condition_dropout": 0.0}
+    tree["privacy"] |= {"epsilon": None}
+    experiment = Experiment.model_validate(tree)
+    cohort, heldout = ([Patient(str(i), 0, x[:1].repeat(3, 0)) for i, x in enumerate(xs)] for xs in (TRAIN, HELD))
+    model = weights.load_base("none", experiment.network, experiment.classes)
+    before = [np.array(figures.losses(model, group, experiment)) for group in (cohort, heldout)]
+    x_B1HW = (torch.from_numpy(TRAIN[:, :1]).float() / 127.5 - 1).repeat(4, 1, 1, 1)
+    z_BF, any_B = torch.zeros(32, 4), torch.full((32,), model.denoiser.any_label)
+    optimizer, process = torch.optim.Adam(model.denoiser.parameters(), lr=3e-3), Process()
+    for _ in range(400):
+        optimizer.zero_grad()
+        process.loss(model.denoiser, x_B1HW, any_B, z_BF, condition_dropout=0.0).backward()
+        optimizer.step()
+    after = [np.array(figures.losses(model, group, experiment)) for group in (cohort, heldout)]
+    gained = [a - b for a, b in zip(before, after, strict=True)]
+    found = proposal.check(FRESH, cohort, heldout, *gained, experiment)
+    assert found["membership"]["auc"] > 0.9
+    assert found["verdicts"] == {"near-copies": True, "closer_share": True, "membership": False}
 
 
 def test_with_many_patients_the_upper_end_counts(monkeypatch: pytest.MonkeyPatch) -> None:
