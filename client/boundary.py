@@ -54,6 +54,7 @@ class Asked:
     noise_multiplier: float
     shapes: messages.Shapes
     proposal: bool = False  # not a round, but a release that the site is asked about: one bit may leave
+    request: str = ""  # what the reply must say that it answers
 
 
 class Boundary:
@@ -167,7 +168,9 @@ class Boundary:
         expected = self._expected(experiment)
         messages.tensors(arrays, expected, "the request's arrays")
         self._objects = contents
-        self._asked = {message.metadata.message_id: Asked(message, experiment, number, noise_multiplier, expected)}
+        request = messages.request_id(opened.content)
+        asked = Asked(message, experiment, number, noise_multiplier, expected, request=request)
+        self._asked = {message.metadata.message_id: asked}
         name, epsilon = experiment.name, experiment.privacy.epsilon
         journal.write(self.work, "asked", run=str(run_id), experiment=name, round=number, epsilon=epsilon)
 
@@ -228,6 +231,8 @@ class Boundary:
             reply = messages.unpack_reply(opened.content, asked.shapes, figures)
             if isinstance(reply, messages.Refusal):
                 return policy.refusal(self.site, reply)
+            if reply.request != asked.request:
+                raise MessageError("the app's reply answers another request")
             policy.check_reply(self.site, asked.experiment, reply)
             self._on_the_ledger(asked, figures)
             return reply

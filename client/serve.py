@@ -33,11 +33,11 @@ from flwr.supernode import start_client_internal as flower
 from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
 
-from client import dataset, isolation, journal, line, node
+from client import isolation, journal, line, node
 from client.boundary import Boundary
 from shared import keys, logs
 from shared.config import Site, read
-from shared.errors import FederationError, FedsynthError
+from shared.errors import DataError, FederationError, FedsynthError
 
 LOG = logging.getLogger("fedsynth.client")
 
@@ -49,7 +49,8 @@ def run(site_file: Path, work: Path) -> None:
         raise FederationError(f"the kit is for {kit.site}, {site_file} is {site.name}; join again")
     if kit.node != keys.node_fingerprint(key.public_key()):
         raise FederationError("the kit is for another key than this node's; join again with a kit for the present one")
-    dataset.load(work / "cohort")
+    if not any((work / "cohort").glob("*.npz")):  # looked for, not read: this process needs no patient
+        raise DataError(f"no patients in {work / 'cohort'}; run `fedsynth client ingest` first")
     isolated = site.policy.app_network == "none"
     if isolated and not isolation.available():
         raise FederationError(

@@ -8,7 +8,6 @@ Left out: the release and the report (see finish.py); they need no network.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from server.aggregate import ServerOptimizer, Tensors
 from server.draw import draw
 from server.evaluate import Evaluator, Heldout
 from server.events import Events, read
+from server.nodes import names
 from server.plan import plan
 from server.propose import propose
 from server.strategy import Strategy, largest_update
@@ -97,7 +97,7 @@ def coordinate(grid: Grid, experiment: Experiment, out: Path) -> None:
         events=events,
         optimizer=optimizer,
         after_round=after_round,
-        names=lambda: _names(out / "nodes.json"),
+        names=lambda: names(out),
     )
     strategy.run(grid, done + 1, rounds)
     # What would be released: drawn here, so that every site can be asked about it while it is still connected
@@ -135,11 +135,6 @@ def _evaluate(
         checkpoint.mark_best(
             out / "checkpoints", best["round"], SELECTION_METRIC, best["metrics"][SELECTION_METRIC]["value"]
         )
-
-
-def _names(path: Path) -> dict[int, str]:
-    """The site of each node, as a server with authenticated nodes writes it down; empty in a simulation."""
-    return {int(n): str(s) for n, s in json.loads(path.read_text(encoding="utf-8")).items()} if path.exists() else {}
 
 
 def _inception_weights() -> Path | None:

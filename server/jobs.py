@@ -24,6 +24,7 @@ from flwr.supercore.auth.typing import AccountInfo
 from flwr.supercore.fab import Fab
 from flwr.superlink.servicer.control import control_handlers
 
+from server import nodes
 from server.events import Events, read
 from shared import bundle
 from shared.errors import FederationError
@@ -84,7 +85,7 @@ class Board:
             self._want(path.parent)
 
     def _want(self, out: Path) -> None:
-        path = out / "server" / "nodes.json"
+        path = out / "server" / nodes.FILE
         if not path.exists() or path.read_bytes() != self._names:
             write_bytes(path, self._names)
         job = _read(out / "job.json")

@@ -21,6 +21,7 @@ from server import checkpoint, seal
 from server.draw import Draws, draw_all
 from server.events import Events
 from server.heldout import Heldout
+from server.nodes import names
 from shared import messages
 from shared.config import Experiment
 from shared.errors import FederationError, MessageError
@@ -79,10 +80,14 @@ def propose(
     asked = [Message(content=content, message_type=MessageType.QUERY, dst_node_id=node) for node in nodes(grid)]
     said: dict[str, bool] = {}
     for message in grid.send_and_receive(asked, timeout=TIMEOUT_S):
-        site, reason = f"node {message.metadata.src_node_id}", "the app at the site failed; its own log says why"
+        node = message.metadata.src_node_id
+        known = names(out)
+        site, reason = known.get(node) or f"node {node}", "the app at the site failed; its own log says why"
         if not message.has_error():
             try:
                 reply = messages.unpack_verdict(message.content)
+                if known and reply.site != known.get(node):
+                    raise MessageError("an answer under the name of another site")
                 site = reply.site
                 if isinstance(reply, messages.Verdict) and site not in said:
                     said[site] = reply.passed

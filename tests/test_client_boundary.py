@@ -321,7 +321,9 @@ def add_metric(content: RecordDict) -> RecordDict:
 
 
 def add_config(content: RecordDict) -> RecordDict:
-    return RecordDict({**dict(content.items()), "config": ConfigRecord({"site": "north", "note": SECRET})})
+    return RecordDict(
+        {**dict(content.items()), "config": ConfigRecord({**dict(content["config"].items()), "note": SECRET})}
+    )
 
 
 def add_record(content: RecordDict) -> RecordDict:
@@ -329,7 +331,13 @@ def add_record(content: RecordDict) -> RecordDict:
 
 
 def other_name(content: RecordDict) -> RecordDict:
-    return RecordDict({**dict(content.items()), "config": ConfigRecord({"site": SECRET})})
+    return RecordDict(
+        {**dict(content.items()), "config": ConfigRecord({**dict(content["config"].items()), "site": SECRET})}
+    )
+
+
+def other_request(content: RecordDict) -> RecordDict:
+    return RecordDict({**dict(content.items()), "config": ConfigRecord({"site": "north", "request": SECRET})})
 
 
 def other_weight(content: RecordDict) -> RecordDict:
@@ -353,7 +361,7 @@ def not_finite(content: RecordDict) -> RecordDict:
 
 @pytest.mark.parametrize(
     "spoil",
-    [add_tensor, add_metric, add_config, add_record, other_name, other_weight, larger_array, not_finite],
+    [add_tensor, add_metric, add_config, add_record, other_name, other_request, other_weight, larger_array, not_finite],
 )
 def test_a_reply_with_anything_beside_the_list_is_kept_back(
     site: Site, spoil: Callable[[RecordDict], RecordDict]
@@ -408,7 +416,7 @@ def test_an_update_without_a_reservation_on_the_ledger_is_kept_back(site: Site) 
 
     def skip(message: Message) -> Message:
         update = {name: torch.zeros_like(t) for name, t in trainable().items()}
-        reply = messages.TrainReply("north", update, 1.0, 1.0, 2)
+        reply = messages.TrainReply("north", update, 1.0, 1.0, 2, request=messages.request_id(message.content))
         return Message(messages.pack_reply(reply), reply_to=message)
 
     reply, _ = exchange(site, Line(request(), OURS), skip)

@@ -46,7 +46,7 @@ from server.run import run
 from server.serve import serve
 from shared import bundle, keys
 from shared.config import Experiment, read
-from shared.errors import FederationError
+from shared.errors import FederationError, ReleaseRefused
 from simulations import hospitals
 from simulations.federation import marked
 
@@ -54,12 +54,12 @@ TINY = """
 name: tiny
 data: phantoms
 base: none
-network: {image_size: 16, channels: [8, 16], groups: 4, latents: 4, encoder_channels: 8}
-cohort: {sites: 3, patients_per_site: 4, heldout_patients: 4, slices_per_patient: 4}
+network: {image_size: 32, channels: [16, 32], groups: 4, latents: 4, encoder_channels: 8}
+cohort: {sites: 3, patients_per_site: 6, heldout_patients: 6, slices_per_patient: 6}
 training: {trainable: adapter, rounds: 1, steps: 2}
 privacy: {epsilon: 4, max_nsr: 100}
-evaluation: {samples: 12, sampler_steps: 2, bootstrap: 20}
-release: {images_per_class: 2, sampler_steps: 2, minimum_sites: 2}
+evaluation: {samples: 24, sampler_steps: 2, bootstrap: 20}
+release: {images_per_class: 2, sampler_steps: 2, minimum_sites: 2, gate: {required: [privacy, sites]}}
 """
 NAMES = ("north", "south", "east")
 
@@ -104,8 +104,8 @@ def network(folder: Path, mark: str) -> Iterator[Network]:
         ingest(
             site,
             classes=list(experiment.classes),
-            image_size=16,
-            slices_per_patient=4,
+            image_size=32,
+            slices_per_patient=6,
             work=folder / "work" / site.name,
         )
         tree = site.model_dump(mode="json") | {"epsilon_cap": 8.0}
@@ -147,6 +147,7 @@ def network(folder: Path, mark: str) -> Iterator[Network]:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(30)
             process.kill()
+            process.wait(10)
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +222,42 @@ def test_a_good_line_says_nothing(net: Network) -> None:
     assert line.probe(net.kit("north"), node.private_key(net.work("north"))) == []
 
 
+def test_a_proxy_of_the_environment_is_used_and_sees_no_plain_text(
+    net: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[bytes] = []
+
+    def carry(listener: socket.socket) -> None:
+        """An HTTP proxy that knows CONNECT alone."""
+        peer, _ = listener.accept()
+        heard.append(peer.recv(4096))
+        host, _, port = heard[0].split(b" ")[1].decode().rpartition(":")
+        with peer, socket.create_connection((host, int(port))) as server:
+            peer.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            back = threading.Thread(target=copy, args=(server, peer))
+            back.start()
+            copy(peer, server)
+            back.join(10)
+
+    def copy(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(4096):
+                heard.append(data)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=carry, args=(listener,))
+        thread.start()
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        assert line.probe(net.kit("north"), node.private_key(net.work("north"))) == []
+        thread.join(10)
+    assert heard[0].startswith(b"CONNECT " + net.kit("north").address.encode())
+    assert b"/v1/fleet/" not in b"".join(heard)
+
+
 def test_an_unknown_key_is_refused(net: Network) -> None:
     with pytest.raises(FederationError, match="does not admit this node"):
         line.probe(net.kit("north"), ec.generate_private_key(ec.SECP384R1()))
@@ -279,8 +316,13 @@ def test_a_second_run_goes_on_without_the_site_that_does_not_approve_and_without
     """East withdraws its approval of the code; then the coordinator shuts south out: 2 of 3, and south is out at once."""
     withdrawn = approval.withdraw(net.work("east"), bundle.sha256(bundle.build()))
     assert withdrawn == 1
-    again = net.experiment.model_copy(update={"name": "again"})
-    run(net.federation, again, net.work("heldout"), Console(quiet=True))
+    gate = net.experiment.release.gate.model_copy(update={"required": ("privacy", "sites", "copies and membership")})
+    release = net.experiment.release.model_copy(update={"gate": gate})
+    again = net.experiment.model_copy(update={"name": "again", "release": release})
+    with contextlib.suppress(
+        ReleaseRefused
+    ):  # what the sites say of six patients each is chance; that they say it is not
+        run(net.federation, again, net.work("heldout"), Console(quiet=True))
     out = net.federation / "runs" / "again"
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["sites_contributed"], summary["sites_total"]) == (2, 3)
@@ -288,7 +330,11 @@ def test_a_second_run_goes_on_without_the_site_that_does_not_approve_and_without
     failed = [e for e in events if e["event"] == "site_failed"]
     assert [e["site"] for e in failed] == ["east"]
     assert "has not approved the app bundle" in failed[0]["reason"]
-    assert [e["kind"] for e in journal.read(net.work("east"))][-1] == "refused"
+    assert [e["kind"] for e in journal.read(net.work("east"))][-2:] == ["refused", "refused"]  # the round, the release
+    said = json.loads((out / "server" / "sites_say.json").read_text())["sites"]
+    assert set(said) == {"north", "south"}
+    assert all(isinstance(bit, bool) for bit in said.values())
+    assert [e["kind"] for e in journal.read(net.work("north"))][-4:] == ["asked", "sent"] * 2
     command(server_app, "revoke", net.folder / "fed.yaml", "south")
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
