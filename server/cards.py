@@ -118,7 +118,8 @@ def privacy_statement(statement: Statement) -> dict[str, str]:
         "Several sites": f"{contributed(statement)}. Sites are taken to hold different patients. A patient whose data lie at "
         "several sites is covered by the sum of those sites' epsilons and deltas, not by each alone.",
         "Outside the guarantee": f"The public base ({statement.base}), which no hospital's data entered; the held-out cohort "
-        "on which figures were measured and the best round chosen; which sites took part and when; settings and "
+        "on which figures were measured and the best round chosen; which sites took part and when; where the gate asked "
+        "for it, one yes or no of each site about its own patients; settings and "
         "pre-processing chosen by looking at the same patients outside this run.",
     }
 
