@@ -123,6 +123,9 @@ def publish(
         lambda: formal,
         answers(server),
         settings.minimum_sites or statement.sites_total,
+        lambda: gate.audited(
+            out / "audit.json", statement.noise_multiplier or 0.0, statement.sampling_rate, statement.steps
+        ),
     )
     if force is not None and not verdict.passed:
         verdict = replace(verdict, forced=force)

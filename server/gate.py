@@ -2,6 +2,8 @@
 
 privacy          every site's epsilon per patient is finite and within the cap
 sites            as many sites as the experiment requires are in every round
+audit            where it is required: the canaries of `fedsynth privacy audit` do not contradict the stated epsilon. The result
+                 must be of the same mechanism: noise, sampling rate, steps
 classes          every class has its images, and drawn classes are told apart where real ones are: 1-nearest-neighbour on
                  averaged pixels against held-out patients (of other patients, for the real ones), balanced over classes
 diversity        MS-SSIM diversity gap (see `evaluate`): no collapse
@@ -14,7 +16,7 @@ The thresholds are `release.gate` of the experiment. They keep degenerate genera
 what `evaluate` measures, and it is published whatever it says. Only images held out and the sites' bits are looked at; the
 central checks see no training patient. The bits are computed on private patients without noise and are outside the guarantee.
 
-Left out: an audit with canaries, text in pixels (a rehearsal's and the hospital's business), clique search for extraction.
+Left out: text in pixels (the hospital's business, before training), clique search for extraction.
 """
 
 from __future__ import annotations
@@ -96,6 +98,7 @@ def judge(
     formal: Callable[[], tuple[Check, Check]],
     said: Mapping[str, Any] | None,
     sites: int,
+    audit: Callable[[], Check] | None = None,
 ) -> Verdict:
     """Run every required check on the images that would be published.
 
@@ -103,12 +106,14 @@ def judge(
     formal    the checks `privacy` and `sites`, from the run's statement
     said      what the sites answered (see `propose.answers`), none where nobody asked them
     sites     how many sites must have said yes
+    audit     the check `audit` (see `audited`); none: it cannot run
     """
     about = drawn.sha256()
     sample, label_N = _sample(drawn)
     run: dict[str, Callable[[], Check]] = {
         "privacy": lambda: formal()[0],
         "sites": lambda: formal()[1],
+        "audit": audit or _cannot,
         "classes": lambda: classes(sample, label_N, drawn.counts, _need(heldout), settings),
         "diversity": lambda: diversity(sample, _need(heldout), settings),
         "sharpness": lambda: sharpness(sample, _need(heldout), settings),
@@ -124,6 +129,20 @@ def judge(
         except Exception as error:  # noqa: BLE001 - whatever keeps a check from running, the release does not pass it
             checks.append(Check(name, False, f"could not run: {type(error).__name__}", "must run"))
     return Verdict(tuple(checks), about)
+
+
+def audited(path: Path, noise_multiplier: float, sampling_rate: float, steps: int) -> Check:
+    """What the audit of this mechanism found, from its audit.json; raises where that is absent or of another mechanism."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    stated, bound, problems = found["stated"], found["canaries"], list(found["problems"])
+    same = math.isclose(stated["noise_multiplier"], noise_multiplier, rel_tol=1e-6)
+    if not same or stated["sampling_rate"] != sampling_rate or stated["steps"] != steps:
+        return Check(
+            "audit", False, "could not run: audit.json is about another mechanism than this run's", "same mechanism"
+        )
+    value, limit = float(bound["epsilon"]), float(bound["stated"])
+    detail = "; ".join(problems) or f"canaries show epsilon {value:.2f} at least, stated is {limit:.2f}"
+    return Check("audit", not problems and value <= limit, detail, "no more than stated", value, limits=(None, limit))
 
 
 def classes(
@@ -264,6 +283,10 @@ def _balanced(
 
 def _resampled(values: np.ndarray, rng: np.random.Generator) -> float:
     return float(values[rng.integers(len(values), size=len(values))].mean())
+
+
+def _cannot() -> Check:
+    raise ValueError
 
 
 def _need(heldout: Heldout | None) -> Heldout:

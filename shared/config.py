@@ -206,6 +206,8 @@ class Evaluation(Record):
 class Gate(Record):
     """What a release must pass; every threshold with its reason. `required`: checks that must have run and passed.
 
+    "audit" is one more: it wants the result of `fedsynth privacy audit --out RUN` in the run's folder, and takes minutes
+
     collapse         largest lower end of the MS-SSIM diversity gap: drawn images may not be clearly more alike than patients are
     sharpness        the power of fine detail (above a quarter of the sampling rate) in drawn images over that in real ones: at
                      least this much, and at most its inverse. A blur leaves a tenth, noise gives thirty times as much
@@ -218,7 +220,8 @@ class Gate(Record):
     """
 
     required: tuple[
-        Literal["privacy", "sites", "classes", "diversity", "sharpness", "likeness", "copies and membership"], ...
+        Literal["privacy", "sites", "audit", "classes", "diversity", "sharpness", "likeness", "copies and membership"],
+        ...,
     ] = ("privacy", "sites", "classes", "diversity", "sharpness", "likeness", "copies and membership")
     collapse: Annotated[float, Field(ge=0, le=1)] = 0.1
     sharpness: Fraction = 0.25

@@ -163,6 +163,38 @@ def test_only_what_the_experiment_requires_is_asked() -> None:
     assert [check.name for check in verdict.checks] == ["privacy", "diversity"]
 
 
+@pytest.mark.parametrize(
+    ("change", "passed", "words"),
+    [
+        ({}, True, "canaries show epsilon 3.10 at least, stated is 7.90"),
+        ({"canaries": {"epsilon": 9.0, "stated": 7.9}, "problems": ["canaries show epsilon 9.00"]}, False, "9.00"),
+        ({"stated": {"noise_multiplier": 1.0, "sampling_rate": 0.5, "steps": 12}}, False, "another mechanism"),
+        (None, False, "could not run"),
+    ],
+)
+def test_a_required_audit_must_be_there_of_this_mechanism_and_without_a_contradiction(
+    change: dict[str, Any] | None, passed: bool, words: str, tmp_path: Path
+) -> None:
+    audit = {
+        "stated": {"noise_multiplier": 2.1, "sampling_rate": 0.5, "steps": 12},
+        "canaries": {"epsilon": 3.1, "stated": 7.9},
+        "problems": [],
+    }
+    if change is not None:
+        (tmp_path / "audit.json").write_text(json.dumps(audit | change))
+    found = gate.judge(
+        draws(OTHERS.x_NHW),
+        HELDOUT,
+        Gate(required=("audit",)),
+        lambda: release.formal(STATEMENT, Release()),
+        None,
+        2,
+        lambda: gate.audited(tmp_path / "audit.json", 2.1, 0.5, 12),
+    )
+    assert found.passed is passed
+    assert words in found.checks[0].detail
+
+
 def test_a_verdict_survives_the_disk(tmp_path: Path) -> None:
     verdict = replace(judge(draws(OTHERS.x_NHW)), forced="because")
     verdict.save(tmp_path / "gate.json")
