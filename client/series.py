@@ -14,6 +14,7 @@ Left out: a minimum coverage of MR (`client.face` asks for one); body part and k
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,8 +38,10 @@ PHYSICS: dict[str, Rule] = {
     "TR_ms": Rule("RepetitionTime", "number", 0, 1e6, 3),
     "TE_ms": Rule("EchoTime", "number", 0, 1e4, 3),
     "TI_ms": Rule("InversionTime", "number", 0, 1e5, 3),
+    "flip_degrees": Rule("FlipAngle", "number", 0, 360, 3),
 }
-WORDS = ("ScanningSequence", "MRAcquisitionType", "ContrastBolusAgent")
+WORDS = ("ScanningSequence", "SequenceVariant", "MRAcquisitionType", "ContrastBolusAgent", "AngioFlag")
+T1_MS = 1000.0  # of tissue, about, at 1.5 and 3 T: the flip angle of most signal (Ernst) follows from it
 SEPARATORS = ("temporal", "acquisition", "b_value", "echo")
 
 
@@ -62,21 +65,31 @@ class Frame:
 
 @dataclass(frozen=True)
 class Physics:
-    """What selects a series. Times in ms; None where unknown."""
+    """What selects a series. Times in ms; None where unknown. plain_spoiled: spoiled, no angiography, no magnetisation transfer."""
 
     sequence: frozenset[str]
     three_d: bool
     contrast: bool
+    plain_spoiled: bool = False
     TR_ms: float | None = None
     TE_ms: float | None = None
     TI_ms: float | None = None
+    flip_degrees: float | None = None
 
     @property
     def t1_weighted(self) -> bool:
-        """Inversion-prepared 3-D gradient echo (MPRAGE and its kin), or short-TR, short-TE spin echo."""
+        """3-D gradient echo, inversion-prepared (MPRAGE) or spoiled beyond the Ernst angle (SPGR); or short-TR, short-TE spin echo."""
         prepared = self.three_d and "GR" in self.sequence and _between(self.TI_ms, 600, 1300)
         spin = "SE" in self.sequence and "EP" not in self.sequence and _between(self.TR_ms, 300, 900)
-        return (prepared and _between(self.TE_ms, 0, 8)) or (spin and _between(self.TE_ms, 0, 30))
+        gradient = prepared or self._beyond_ernst()
+        return (gradient and _between(self.TE_ms, 0, 8)) or (spin and _between(self.TE_ms, 0, 30))
+
+    def _beyond_ernst(self) -> bool:
+        """Whether a spoiled gradient echo is flipped past the angle at which cos = exp(-TR / T1): there a longer T1 is darker."""
+        spoiled = self.three_d and "GR" in self.sequence and "EP" not in self.sequence and self.plain_spoiled
+        if not (spoiled and _between(self.TR_ms, 3, 50)) or self.flip_degrees is None or self.TR_ms is None:
+            return False
+        return math.cos(math.radians(self.flip_degrees)) <= math.exp(-self.TR_ms / T1_MS)
 
     @property
     def may_be_t1_weighted(self) -> bool:
@@ -90,8 +103,14 @@ def physics_of(header: Dataset) -> Physics:
         sequence=frozenset(gates.words(header, "ScanningSequence")),
         three_d=gates.words(header, "MRAcquisitionType") == ("3D",),
         contrast=bool(gates.words(header, "ContrastBolusAgent")),
+        plain_spoiled=_plain_spoiled(header),
         **{name: _number(rule, header) for name, rule in PHYSICS.items()},
     )
+
+
+def _plain_spoiled(header: Dataset) -> bool:
+    variant = set(gates.words(header, "SequenceVariant"))
+    return "SP" in variant and "MTC" not in variant and gates.words(header, "AngioFlag") != ("Y",)
 
 
 def frames_of(header: Dataset, file: int) -> list[Frame]:

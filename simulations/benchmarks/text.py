@@ -170,6 +170,7 @@ def _written(
         under = float(picture[top:bottom, left:right].mean())
         match style:
             case "corner":
+                picture[max(top - 2, 0) : bottom + 2, max(left - 2, 0) : right + 2] = 0  # else anatomy may hide it
                 picture = np.maximum(picture, stamp * contrast)
             case "anatomy":
                 value = under + contrast if under + contrast <= 255 else max(under - contrast, 0)
