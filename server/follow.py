@@ -49,6 +49,20 @@ class Follow:
         }.get(kind)
         if say:
             self.bar.update(self.task, description=say)
+        elif kind == "proposing":
+            self.bar.reset(self.task, total=event["images"], description="drawing what would be released")
+        elif kind == "drawn":
+            self.bar.update(self.task, completed=event["images"], total=event["total"])
+        elif kind == "asking":
+            self.bar.update(self.task, description="asking the sites about the release")
+        elif kind == "site_judged":
+            self.console.print(
+                f"  {event['site']}: {'yes' if event['passed'] else '[red]no[/]'} to the release", highlight=False
+            )
+        elif kind == "site_did_not_judge":
+            self.console.print(
+                f"  {event['site']}: [red]no answer[/] about the release · {event['reason']}", highlight=False
+            )
         elif kind == "site_replied":
             spent = "" if event["epsilon"] is None else f", epsilon {event['epsilon']:.3f}"
             self.bar.advance(self.task)

@@ -62,10 +62,19 @@ def propose(
     if not experiment.release.images_per_class or "copies and membership" not in experiment.release.gate.required:
         return
     events.write("proposing", images=experiment.release.images_per_class * len(experiment.classes))
-    drawn = proposed(out, experiment, model)
+    told = 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        if done * 50 // total > told:  # the record gets a line for every fiftieth
+            told = done * 50 // total
+            events.write("drawn", images=done, total=total)
+
+    drawn = proposed(out, experiment, model, tell)
     about = drawn.sha256()
     if (answers(out) or {}).get("images_sha256") == about:
         return
+    events.write("asking", images=len(drawn))
     best = checkpoint.load(out / "checkpoints", _best(out))
     content = messages.pack_proposal(
         messages.Proposal(

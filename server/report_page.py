@@ -203,7 +203,7 @@ PAGE = (
   <h2>The release</h2>
   <p>{{ release_text }}</p>
   {% if gate %}{{ table(gate) }}
-  {% if gate_chart %}{{ chart(gate_chart) }}{% endif %}{% endif %}
+  {% if gate_chart %}<div class="after">{{ chart(gate_chart) }}</div>{% endif %}{% endif %}
   {% if review %}<h3>What readers said</h3><p>{{ review_text }}</p>{{ table(review) }}{% endif %}
 </section>
 
