@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from scipy import ndimage
 
 from client import app, dataset, figures, proposal, pseudonym
@@ -196,3 +198,27 @@ def test_a_proposal_of_the_wrong_form_is_refused_and_not_counted(site: Path) -> 
     ):
         assert isinstance(ask(site, FRESH, **spoil), messages.Refusal)
     assert not (site / proposal.RECORD).exists()
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("change", ["copies", "mirrored and noisy", "shifted by a pixel", "brighter", "other patients"])
+def test_real_slices_of_training_patients_fail_however_they_are_hidden_and_those_of_others_pass(
+    change: str, real_data: Callable[[str], Path]
+) -> None:
+    folders = sorted(real_data("slices_dementia").glob("*/*"))[::5][:24]
+    x_PSHW = np.stack(
+        [[np.asarray(Image.open(f).convert("L").resize((64, 64))) for f in sorted(p.iterdir())[::4]] for p in folders]
+    )
+    cohort, heldout = ([Patient(str(i), 0, x) for i, x in enumerate(x_PSHW[k::2])] for k in (0, 1))
+    mine, others = (x_PSHW[k::2, ::2].reshape(-1, 64, 64).astype(float) for k in (0, 1))
+    noise = np.random.default_rng(0).normal(0, 20, mine.shape)
+    proposed = {
+        "copies": mine,
+        "mirrored and noisy": mine[:, :, ::-1] + noise,
+        "shifted by a pixel": np.roll(mine, 1, 2),
+        "brighter": mine * 1.2,
+        "other patients": others,
+    }[change]
+    scores = np.linspace(-1, 1, 12)
+    found = proposal.check(np.clip(proposed, 0, 255).astype(np.uint8), cohort, heldout, scores, scores, EXPERIMENT)
+    assert found["passed"] is (change == "other patients"), found
