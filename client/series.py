@@ -78,7 +78,7 @@ class Physics:
 
     @property
     def t1_weighted(self) -> bool:
-        """3-D gradient echo, inversion-prepared (MPRAGE) or spoiled beyond the Ernst angle (SPGR); or spin echo of short TR and TE."""
+        """3-D gradient echo, inversion-prepared (MPRAGE) or spoiled beyond the Ernst angle (SPGR); spin echo of short TR and TE."""
         prepared = self.three_d and "GR" in self.sequence and _between(self.TI_ms, 600, 1300)
         spin = "SE" in self.sequence and "EP" not in self.sequence and _between(self.TR_ms, 300, 900)
         gradient = prepared or self._beyond_ernst()
