@@ -14,7 +14,7 @@ from pathlib import Path
 
 from client import approval, budget, dataset, isolation, journal, line, node
 from privacy import ledger
-from shared import bundle
+from shared import bundle, keys
 from shared.config import Site
 from shared.errors import DataError, FederationError, FedsynthError, PolicyError
 
@@ -30,8 +30,8 @@ class Finding:
     text: str
 
 
-def examine(site: Site, work: Path) -> Iterator[Finding]:
-    """Look at everything; a bad finding does not stop the next."""
+def examine(site: Site, work: Path, door: Path | None = None) -> Iterator[Finding]:
+    """Look at everything; a bad finding does not stop the next. `door`: the patients and the app are elsewhere (starter.py)."""
     looks: list[tuple[str, Callable[[], list[str]]]] = [
         ("cohort", lambda: _cohort(work)),
         ("ledger", lambda: _ledger(site, work)),
@@ -43,6 +43,9 @@ def examine(site: Site, work: Path) -> Iterator[Finding]:
         ("journal", lambda: _journal(work)),
         ("line", lambda: line.probe(node.load_kit(work), node.private_key(work))),
     ]
+    if door is not None:
+        looks = [(what, look) for what, look in looks if what not in ("cohort", "app's network")]
+        looks.append(("app's door", lambda: _door(door)))
     for what, look in looks:
         try:
             warnings = look()
@@ -93,6 +96,14 @@ def _network(site: Site) -> list[str]:
         raise FederationError(
             "user namespaces are off, so the network cannot be taken away from the app; allow them, or see `policy.app_network`"
         )
+    return []
+
+
+def _door(door: Path) -> list[str]:
+    """Private, and there; who stands at its other side cannot be seen from here."""
+    if not door.is_dir():
+        raise FederationError(f"there is no folder {door}; mount the same one in the node's and the app's container")
+    keys.private_folder(door)
     return []
 
 

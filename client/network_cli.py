@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from client import approval, checkup, journal, node
+from client import approval, checkup, journal, node, starter
 from client.doctor import Finding, examine
 from client.supervise import supervise
 from shared import bundle, keys, logs
@@ -21,6 +21,9 @@ app = typer.Typer()
 
 SiteFile = Annotated[Path, typer.Argument(metavar="SITE.yaml", help="the hospital's own settings")]
 Work = Annotated[Path, typer.Option(help="the folder that `client ingest` made")]
+Door = Annotated[
+    Path | None, typer.Option(help="the app runs elsewhere, by `client app`, and meets the node in this folder")
+]
 
 
 @app.command("request", epilog="Example: fedsynth client request north.yaml --work work")
@@ -102,11 +105,21 @@ def serve_command(
     attempts: Annotated[
         int | None, typer.Option(min=1, help="give up after so many failures one after another; else never")
     ] = None,
+    door: Door = None,
 ) -> None:
     """Take part until Ctrl-C or SIGTERM. Connects outwards only, to the address of the kit."""
     read(site, Site)
     logs.begin()
-    supervise(site, work, attempts)
+    supervise(site, work, attempts, door)
+
+
+@app.command("app", epilog="Example: fedsynth client app north.yaml --work work --door /run/fedsynth")
+def app_command(
+    site: SiteFile, work: Work, door: Annotated[Path, typer.Option(help="the folder of `client serve --door`")]
+) -> None:
+    """Train for a node in another container: here are the patients and no network, there the network and no patients."""
+    logs.begin()
+    starter.run(site.resolve(), work.resolve(), door.resolve())
 
 
 @app.command("journal", epilog="Example: fedsynth client journal --work work --json")
@@ -127,13 +140,14 @@ def doctor_command(
     work: Annotated[
         Path | None, typer.Option(help="the folder that `client ingest` makes; with it the node too")
     ] = None,
+    door: Door = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Look at data, machine, settings, key, ledger and node, and say how to mend what is wrong. Exit code 1 when something is."""
     settings = read(site, Site)
-    lines = checkup.examine(settings, work)
+    lines = checkup.examine(settings, work) if door is None else []  # with a door, the data are in the other container
     findings = [Finding(line.about, line.state, f"{line.said}{'; ' if line.next else ''}{line.next}") for line in lines]
-    findings += examine(settings, work) if work is not None else []
+    findings += examine(settings, work, door) if work is not None else []
     if as_json:
         typer.echo(json.dumps([asdict(f) for f in findings]))
     else:

@@ -19,9 +19,13 @@ QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "HF_HU
 FIRST_WAIT_S, LONGEST_WAIT_S, STEADY_S = 2.0, 300.0, 600.0
 
 
-def supervise(site: Path, work: Path, attempts: int | None = None) -> None:
-    """Keep a node running until SIGTERM or Ctrl-C. FederationError after `attempts` failures one after another."""
+def supervise(site: Path, work: Path, attempts: int | None = None, door: Path | None = None) -> None:
+    """Keep a node running until SIGTERM or Ctrl-C. FederationError after `attempts` failures one after another.
+
+    door   where its app meets it, when that runs elsewhere (starter.py)
+    """
     command = [sys.executable, "-P", "-m", "client.serve", str(site.resolve()), str(work.resolve())]
+    command += [str(door.resolve())] if door is not None else []
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -33,7 +37,7 @@ def supervise(site: Path, work: Path, attempts: int | None = None) -> None:
             while process.poll() is None and not stop.wait(0.2):
                 pass
         finally:
-            _end(process)
+            end(process)
         if stop.is_set():
             return
         if time.monotonic() - began > STEADY_S:
@@ -46,7 +50,7 @@ def supervise(site: Path, work: Path, attempts: int | None = None) -> None:
         wait_s = min(wait_s * 2, LONGEST_WAIT_S)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
     """End the node politely, then whatever it left running."""
     if process.poll() is None:
         process.terminate()

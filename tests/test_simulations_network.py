@@ -138,7 +138,11 @@ def network(folder: Path, mark: str) -> Iterator[Network]:
         for name in NAMES:  # one as a hospital starts it, the others without the supervisor, which saves time here
             words = [folder / f"{name}.yaml", folder / "work" / name]
             supervised = ["-c", "from client.cli import app; app()", "serve", words[0], "--work", words[1]]
-            start(name, *(supervised if name == "north" else ["-P", "-m", "client.serve", *words]))
+            door = [keys.private_folder(folder / "door")] if name == "south" and isolation.available() else []
+            start(name, *(supervised if name == "north" else ["-P", "-m", "client.serve", *words, *door]))
+            if door:  # its app is started apart, as in containers
+                apart = ["-c", "from client.cli import app; app()", "app", words[0], "--work", words[1]]
+                start("south-app", *apart, "--door", *door)
         yield Network(folder, experiment, started)
     finally:
         for process in started.values():
