@@ -60,10 +60,11 @@ class Builder:
     driver: str
 
     def __call__(self, *words: str | Path, check: bool = True) -> str:
-        done = subprocess.run(["buildah", "--storage-driver", self.driver, *map(str, words)],
-                              stdout=subprocess.PIPE, text=True, check=False)  # fmt: skip
+        program = ["buildah", "--storage-driver", self.driver, *map(str, words)]
+        done = subprocess.run(program, capture_output=True, text=True, check=False)
         if check and done.returncode:
-            raise FedsynthError(f"buildah {words[0]} failed with {done.returncode}; its own lines above say why")
+            said = "\n".join(done.stderr.strip().splitlines()[-20:])
+            raise FedsynthError(f"buildah {words[0]} failed with {done.returncode}:\n{said}")
         return done.stdout.strip()
 
     @contextmanager
@@ -234,7 +235,7 @@ def main() -> int:
             for room in ("client", "server"):
                 look(build, room, image(build, room, source, folder), folder, answers)
         except (FedsynthError, subprocess.CalledProcessError, FileNotFoundError) as error:
-            CONSOLE.print(f"[red]{error}[/]")
+            CONSOLE.print(str(error), style="red", markup=False)
             return 1
     return 0 if all(answers) else 1
 

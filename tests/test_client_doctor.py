@@ -68,6 +68,17 @@ def test_each_fault_is_found_by_itself(site: Site, monkeypatch: pytest.MonkeyPat
     assert findings(open_site, site.data)["app's network"] == "warning"
 
 
+def test_a_node_without_patients_is_not_asked_for_them(site: Site, tmp_path: Path) -> None:
+    for path in (site.data / "cohort").glob("*.npz"):
+        path.unlink()
+    assert findings(site, site.data)["cohort"] == "bad"
+    door = tmp_path / "door"
+    door.mkdir(mode=0o700)
+    assert {f.state for f in doctor.examine(site, site.data, door)} == {"good"}
+    door.chmod(0o755)
+    assert [f.what for f in doctor.examine(site, site.data, door) if f.state == "bad"] == ["app's door"]
+
+
 def test_a_server_that_is_not_there_is_explained(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     with pytest.raises(FederationError, match="cannot be reached; is it running"):

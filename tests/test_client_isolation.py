@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from client import isolation
+from client import isolation, starter
+from shared.errors import DataError, FederationError
 
 ROOT = str(Path(__file__).parents[1])
 
@@ -103,3 +105,46 @@ def test_the_programs_exit_code_is_ours(place: Path) -> None:
         isolation.command(place / "none", 4567, program), check=False, env=os.environ | {"PYTHONPATH": ROOT}, timeout=60
     )
     assert done.returncode == 7
+
+
+@pytest.mark.usefixtures("needs_namespaces")
+def test_a_place_without_a_network_is_known_as_one(place: Path) -> None:
+    """As a container without a network, which forbids namespaces: the app may start there."""
+    program = [sys.executable, "-c", "from client import isolation; print(isolation.alone())"]
+    done = subprocess.run(
+        isolation.command(place / "none", 4567, program),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": ROOT},
+        timeout=60,
+    )
+    assert done.stdout.strip() == "True", done.stderr
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_where_namespaces_are_forbidden_only_a_place_without_a_network_will_do(
+    alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Forbidding:
+        def unshare(self, _: int) -> int:
+            return -1
+
+        def prctl(self, *_: int) -> int:
+            return 0
+
+    monkeypatch.setattr(isolation.ctypes, "CDLL", lambda *_, **__: Forbidding())
+    monkeypatch.setattr(isolation, "alone", lambda: alone)
+    with contextlib.nullcontext() if alone else pytest.raises(OSError, match="no namespace"):
+        isolation.enter()
+
+
+def test_an_app_apart_is_refused_where_there_is_a_network(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "site.yaml").write_text("name: north\ndata: data\npolicy: {app_network: host}\n")
+    with pytest.raises(DataError, match="client ingest"):
+        starter.run(place / "site.yaml", place, place)
+    (place / "cohort").mkdir()
+    (place / "cohort" / "a.npz").touch()
+    monkeypatch.setattr(isolation, "available", lambda: False)
+    with pytest.raises(FederationError, match="network_mode: none"):
+        starter.run(place / "site.yaml", place, place)
