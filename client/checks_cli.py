@@ -17,11 +17,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from client import manifest, pseudonym
-from client.findings import RULES, Verification
-from client.report import write as write_report
-from client.verify import about
-from client.verify import verify as verify_folder
+from client.proof.findings import RULES, Verification
+from client.proof.report import write as write_report
+from client.proof.verify import about
+from client.proof.verify import verify as verify_folder
+from client.rebuild import manifest, pseudonym
 from shared import signing
 from shared.weights import write_bytes
 

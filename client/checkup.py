@@ -21,10 +21,12 @@ from typing import Literal
 
 import torch
 
-from client import dataset, dicom, manifest, provenance, pseudonym, reader
-from client.gates import check as gate
-from client.manifest import Withheld
-from client.redaction import guarded
+from client import dataset
+from client.intake import dicom
+from client.rebuild import manifest, provenance, pseudonym, reader
+from client.rebuild.gates import check as gate
+from client.rebuild.manifest import Withheld
+from client.rebuild.redaction import guarded
 from privacy import ledger
 from shared.config import Site
 from shared.errors import DataError, FedsynthError

@@ -14,10 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from client import checks_cli, dataset, export, manifest, network_cli, profile, pseudonym, pull
-from client.conformance import statement as conformance_statement
-from client.ingest import ingest as ingest_site
-from client.report import write as write_report
+from client import checks_cli, dataset, network_cli
+from client.intake.ingest import ingest as ingest_site
+from client.pacs import pull
+from client.proof.report import write as write_report
+from client.rebuild import export, manifest, profile, pseudonym
+from client.rebuild.conformance import statement as conformance_statement
 from shared.config import Site, read
 from shared.errors import DataError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client import pseudonym
+from client.rebuild import pseudonym
 from shared.config import Site
 from shared.errors import DataError
 

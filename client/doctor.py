@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from client import approval, budget, dataset, isolation, journal, line, node
+from client import budget, dataset
+from client.link import approval, isolation, journal, line, node
 from privacy import ledger
 from shared import bundle, keys
 from shared.config import Site

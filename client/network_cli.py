@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from client import approval, checkup, journal, node, starter
+from client import checkup
 from client.doctor import Finding, examine
-from client.supervise import supervise
+from client.link import approval, journal, node, starter
+from client.link.supervise import supervise
 from shared import bundle, keys, logs
 from shared.config import Site, read
 from shared.errors import FederationError

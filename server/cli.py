@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from server import finish, network_cli
-from server.report import write_report
-from server.tools import progress
+from server.measure.tools import progress
+from server.pages.report import write_report
 from shared.errors import ConfigError, ReleaseRefused
 from shared.weights import write_bytes
 
@@ -73,9 +73,9 @@ def review(
     Prints one address for each reader, on this machine alone, and serves until Ctrl-C. Every answer is saved at once; the same
     command goes on. At the end the confusion tables, kappa and intervals are written to review.json and into the run's report.
     """
-    from server import agreement  # noqa: PLC0415 - only here
-    from server import review as reviews  # noqa: PLC0415
-    from server.review_server import make_server  # noqa: PLC0415
+    from server.pages import agreement  # noqa: PLC0415 - only here
+    from server.pages import review as reviews  # noqa: PLC0415
+    from server.pages.review_server import make_server  # noqa: PLC0415
 
     folder = out or release.parent / "review"
     if results or (real is None and not reader):

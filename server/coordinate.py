@@ -17,12 +17,12 @@ from flwr.serverapp import Grid
 
 from server import checkpoint
 from server.aggregate import ServerOptimizer, Tensors
-from server.draw import draw
-from server.evaluate import Evaluator, Heldout
 from server.events import Events, read
-from server.nodes import names
+from server.link.nodes import names
+from server.measure.evaluate import Evaluator, Heldout
 from server.plan import plan
-from server.propose import propose
+from server.publish.draw import draw
+from server.publish.propose import propose
 from server.strategy import Strategy, largest_update
 from shared import weights
 from shared.config import Experiment

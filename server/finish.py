@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from privacy import statistics
-from server import checkpoint, gate, release, seal
+from server import checkpoint
 from server.events import read as read_events
-from server.heldout import Heldout
-from server.propose import answers, proposed
+from server.measure.heldout import Heldout
+from server.publish import gate, release, seal
+from server.publish.propose import answers, proposed
 from server.summary import write_summary
 from shared import signing, weights
 from shared.config import Experiment

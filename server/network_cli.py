@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from server import provision
-from server.run import run
-from server.serve import serve
+from server.link import provision
+from server.link.run import run
+from server.link.serve import serve
 from shared import keys, logs
 from shared.config import Experiment, read
 from shared.errors import FederationError

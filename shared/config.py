@@ -237,7 +237,7 @@ class Release(Record):
 
     epsilon_cap      refuse when any site's epsilon per patient is larger
     minimum_sites    refuse when fewer sites contributed to every round; none: all of them must
-    watermark        add an invisible mark that `fedsynth detect` finds (see server/watermark.py for what it can and cannot do)
+    watermark        add an invisible mark that `fedsynth detect` finds (server/publish/watermark.py says what it can do)
     corner_label     write SYNTHETIC into a corner of every image
     """
 

@@ -7,7 +7,7 @@
 
 What stands in the result is not private. It is for public phantoms, and for cohorts that may be evaluated in the open.
 
-Left out: whether a release may be published (server/release.py).
+Left out: whether a release may be published (server/publish/release.py).
 """
 
 from __future__ import annotations

@@ -14,12 +14,12 @@ import numpy as np
 from rich.console import Console
 
 from client import dataset
-from client.ingest import ingest
+from client.intake.ingest import ingest
 from server import finish
-from server.evaluate import Heldout
-from server.follow import Follow, progress
+from server.link.follow import Follow, progress
+from server.measure.evaluate import Heldout
+from server.pages.report import write_report
 from server.plan import plan
-from server.report import write_report
 from shared import weights
 from shared.config import Experiment, Site, read
 from shared.device import check_memory, device_for

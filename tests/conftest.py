@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
-from client.manifest import Reason
+from client.rebuild.manifest import Reason
 from privacy.noise import SecureRandom
 
 KEY = bytes(range(32))
@@ -154,8 +154,9 @@ def through(tmp_path: Path) -> Callable[..., tuple[Reason, bytes]]:
 
     Whatever the verdict, the written folder must be clean to the verifier, which looks for every value of the source.
     """
-    from client import export, harvest, verify_dicom
-    from client.findings import Verification
+    from client.proof import harvest, verify_dicom
+    from client.proof.findings import Verification
+    from client.rebuild import export
 
     runs = iter(range(10**6))
 

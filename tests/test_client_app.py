@@ -13,7 +13,8 @@ import pytest
 import torch
 import yaml
 
-from client import app, dataset, figures, pseudonym
+from client import app, dataset, figures
+from client.rebuild import pseudonym
 from privacy import accounting, statistics
 from privacy.accounting import Event
 from privacy.ledger import verify

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from client import approval, journal
 from client.cli import app
+from client.link import approval, journal
 from shared import bundle, signing
 from shared.config import Site, read
 from shared.errors import ConfigError, LedgerError, PolicyError

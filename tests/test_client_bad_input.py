@@ -17,9 +17,10 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from client import deidentify, export, manifest, nifti, pixels, reader, redaction
-from client.ingest import ingest
-from client.manifest import Reason, Withheld
+from client.intake import nifti
+from client.intake.ingest import ingest
+from client.rebuild import deidentify, export, manifest, pixels, reader, redaction
+from client.rebuild.manifest import Reason, Withheld
 from shared.config import Site
 from shared.errors import DataError
 

@@ -16,8 +16,10 @@ from flwr.app.message import remove_content_from_message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
-from client import app, approval, dataset, journal, node, pseudonym
-from client.boundary import Boundary
+from client import app, dataset
+from client.link import approval, journal, node
+from client.link.boundary import Boundary
+from client.rebuild import pseudonym
 from shared import bundle, messages, weights
 from shared.config import Experiment, Network, Site
 from shared.errors import PolicyError
@@ -437,7 +439,7 @@ def test_a_reply_that_nobody_asked_for_is_dropped(site: Site) -> None:
 
 
 def test_an_announced_reply_that_never_comes_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.boundary.PATIENCE_S", 0.2)
+    monkeypatch.setattr("client.link.boundary.PATIENCE_S", 0.2)
     line = Line(request(), OURS)
     _, receive, send, *_ = Boundary(site, site.data, dict.fromkeys(["x"], b"")).wrap(line.connection())
     got = receive()

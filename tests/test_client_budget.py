@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client import budget, dataset, policy, pseudonym
+from client import budget, dataset, policy
+from client.rebuild import pseudonym
 from privacy import accounting
 from privacy.accounting import Event
 from privacy.ledger import verify

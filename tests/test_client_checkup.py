@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from client import checkup, cli
-from client.ingest import ingest
+from client.intake.ingest import ingest
 from shared.config import Site
 
 Write = Callable[..., list[Path]]

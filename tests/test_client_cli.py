@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from client import cli, profile
+from client import cli
+from client.rebuild import profile
 from shared.errors import DataError
 
 Write = Callable[..., list[Path]]

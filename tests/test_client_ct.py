@@ -15,9 +15,11 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import CTImageStorage
 
-from client import cli, dataset, deidentify, export, gates, manifest, profile, verify
-from client.ingest import ingest
-from client.manifest import Reason, Withheld
+from client import cli, dataset
+from client.intake.ingest import ingest
+from client.proof import verify
+from client.rebuild import deidentify, export, gates, manifest, profile
+from client.rebuild.manifest import Reason, Withheld
 from shared.config import Site
 from shared.errors import DataError
 from simulations.planted import Canaries, plant, plant_oddities

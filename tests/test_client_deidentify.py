@@ -17,8 +17,8 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import UID
 
-from client import deidentify, export, gates, pixels, profile, pseudonym, reader, rules
-from client.manifest import Reason, Withheld
+from client.rebuild import deidentify, export, gates, pixels, profile, pseudonym, reader, rules
+from client.rebuild.manifest import Reason, Withheld
 
 Make = Callable[..., FileDataset]
 

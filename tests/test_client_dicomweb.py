@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from client import multipart, redaction
-from client.archive import Series, Unanswered
-from client.dicomweb import DicomwebArchive
+from client.pacs import multipart
+from client.pacs.archive import Series, Unanswered
+from client.pacs.dicomweb import DicomwebArchive
+from client.rebuild import redaction
 from shared.errors import DataError
 from shared.pacs import Pacs
 

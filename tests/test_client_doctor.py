@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client import approval, dataset, doctor, isolation, line, node
-from server import provision
+from client import dataset, doctor
+from client.link import approval, isolation, line, node
+from server.link import provision
 from shared import bundle
 from shared.config import Site
 from shared.errors import FederationError

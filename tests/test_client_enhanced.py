@@ -13,9 +13,10 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage
 
-from client import deidentify, enhanced, export, profile, volumes
-from client.ingest import ingest
-from client.manifest import Reason, Withheld
+from client.intake import volumes
+from client.intake.ingest import ingest
+from client.rebuild import deidentify, enhanced, export, profile
+from client.rebuild.manifest import Reason, Withheld
 from shared.config import Site
 
 Make = Callable[..., FileDataset]

@@ -14,11 +14,14 @@ import pytest
 from pydicom.dataset import FileDataset
 from scipy import ndimage
 
-from client import bias, dataset, face, manifest, masks, template, verify, volumes
-from client.ingest import ingest
-from client.manifest import Reason, Withheld
-from client.template import Fit
-from client.volumes import Scan
+from client import dataset
+from client.intake import bias, face, masks, template, volumes
+from client.intake.ingest import ingest
+from client.intake.template import Fit
+from client.intake.volumes import Scan
+from client.proof import verify
+from client.rebuild import manifest
+from client.rebuild.manifest import Reason, Withheld
 from shared.config import Site
 from shared.errors import DataError
 from simulations.phantom_heads import Head, head

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from client import dataset, images, manifest, nifti, volumes
-from client.ingest import IngestReport, ingest
-from client.manifest import Reason, Withheld
+from client import dataset
+from client.intake import images, nifti, volumes
+from client.intake.ingest import IngestReport, ingest
+from client.rebuild import manifest
+from client.rebuild.manifest import Reason, Withheld
 from shared.config import Site
 from shared.errors import DataError
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from pydicom.dataset import FileDataset
 
-from client import dataset, manifest
-from client.ingest import IngestReport, ingest
-from client.manifest import Reason, Verdict
+from client import dataset
+from client.intake.ingest import IngestReport, ingest
+from client.rebuild import manifest
+from client.rebuild.manifest import Reason, Verdict
 from shared.config import Site
 from shared.errors import DataError
 

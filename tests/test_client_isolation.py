@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from client import isolation, starter
+from client.link import isolation, starter
 from shared.errors import DataError, FederationError
 
 ROOT = str(Path(__file__).parents[1])

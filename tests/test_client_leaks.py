@@ -18,9 +18,10 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileDataset
 
-from client import cli, gates, pseudonym, redaction
-from client.ingest import ingest
-from client.manifest import Reason, Withheld
+from client import cli
+from client.intake.ingest import ingest
+from client.rebuild import gates, pseudonym, redaction
+from client.rebuild.manifest import Reason, Withheld
 from shared.config import Site
 from shared.errors import FedsynthError
 from simulations.planted import UID, WORD, Canaries, plant, plant_oddities
@@ -180,7 +181,7 @@ def test_manifest_lines_hold_nothing_but_tokens_and_fixed_words(planted: Path, t
         | {reason.verdict.value for reason in Reason}
     )
     chained = {"kind", "index", "previous", "hash"}
-    named = {"token", "verdict", "reason", "text", "patient", "sop_class", "sha256", "series", "file"}
+    named = {"token", "verdict", "reason", "text", "patient", "sop_class", "sha256", "series", "file", "face"}
     for line in lines[1:-1]:
         assert set(line) == named | chained
         assert {line["verdict"], line["reason"], line["text"]} <= texts

@@ -20,8 +20,11 @@ from typing import Any
 import pytest
 from pydicom.dataset import Dataset, FileDataset
 
-from client import dataset, manifest, pull, spool, verify
-from client.ingest import IngestReport, ingest
+from client import dataset
+from client.intake.ingest import IngestReport, ingest
+from client.pacs import pull, spool
+from client.proof import verify
+from client.rebuild import manifest
 from shared.config import Site
 from shared.errors import DataError
 

@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 from pydicom.sr import codedict
 
-from client import conformance, export, manifest, profile, provenance, report, report_words, verify
-from client.ingest import ingest
-from client.manifest import Entry, Reason
+from client.intake.ingest import ingest
+from client.proof import report, report_words, verify
+from client.rebuild import conformance, export, manifest, profile, provenance
+from client.rebuild.manifest import Entry, Reason
 from shared.config import Site
 from shared.errors import DataError
 

@@ -15,8 +15,9 @@ import yaml
 from PIL import Image
 from scipy import ndimage
 
-from client import app, dataset, figures, proposal, pseudonym
+from client import app, dataset, figures, proposal
 from client.dataset import Patient
+from client.rebuild import pseudonym
 from shared import messages, weights
 from shared.config import Experiment, Network
 from shared.diffusion import Process

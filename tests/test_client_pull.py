@@ -11,9 +11,11 @@ from typing import Any
 import pydicom
 import pytest
 
-from client import archive, dataset, manifest, pull, spool
-from client.archive import Series, Unanswered
-from client.ingest import IngestReport, ingest
+from client import dataset
+from client.intake.ingest import IngestReport, ingest
+from client.pacs import archive, pull, spool
+from client.pacs.archive import Series, Unanswered
+from client.rebuild import manifest
 from shared.config import Site
 from shared.errors import DataError
 from shared.pacs import Pacs

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from client import dataset, deidentify, export, manifest, pixels, profile, reader, rules
-from client.ingest import ingest
-from client.manifest import Reason, Withheld
+from client import dataset
+from client.intake.ingest import ingest
+from client.rebuild import deidentify, export, manifest, pixels, profile, reader, rules
+from client.rebuild.manifest import Reason, Withheld
 from shared.config import Site
 from shared.errors import DataError
 

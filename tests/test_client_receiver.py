@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from pydicom.dataset import FileDataset
 
-from client import archive, dimse, receiver, redaction, spool
+from client.pacs import archive, dimse, receiver, spool
+from client.rebuild import redaction
 from shared.errors import DataError
 from shared.pacs import Dimse
 

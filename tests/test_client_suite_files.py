@@ -18,8 +18,9 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from client import deidentify, export, reader, verify
-from client.manifest import Reason, Verdict
+from client.proof import verify
+from client.rebuild import deidentify, export, reader
+from client.rebuild.manifest import Reason, Verdict
 
 Make = Callable[..., FileDataset]
 Save = Callable[[Dataset, Path], Path]

@@ -15,9 +15,11 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import EnhancedMRImageStorage
 
-from client import dataset, deidentify, enhanced, manifest, volumes
-from client.ingest import ingest
-from client.manifest import Reason, Withheld
+from client import dataset
+from client.intake import volumes
+from client.intake.ingest import ingest
+from client.rebuild import deidentify, enhanced, manifest
+from client.rebuild.manifest import Reason, Withheld
 from shared.config import Site
 from shared.errors import DataError
 

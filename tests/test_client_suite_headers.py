@@ -21,8 +21,8 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 
-from client import expected
-from client.manifest import Reason
+from client.proof import expected
+from client.rebuild.manifest import Reason
 from simulations.planted import Canaries
 
 Make = Callable[..., FileDataset]

@@ -25,9 +25,9 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileDataset
 
-from client import deidentify, export, gates, manifest, profile, pseudonym, reader, rules
-from client.ingest import ingest
-from client.manifest import Reason, Withheld
+from client.intake.ingest import ingest
+from client.rebuild import deidentify, export, gates, manifest, profile, pseudonym, reader, rules
+from client.rebuild.manifest import Reason, Withheld
 from shared.config import Site
 
 Make = Callable[..., FileDataset]

@@ -17,9 +17,11 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from pydicom.dataset import FileDataset
 
-from client import cli, dataset, export, manifest, text
-from client.ingest import ingest
-from client.manifest import Reason, Withheld
+from client import cli, dataset
+from client.intake import text
+from client.intake.ingest import ingest
+from client.rebuild import export, manifest
+from client.rebuild.manifest import Reason, Withheld
 from shared.config import Site
 from shared.errors import DataError
 from simulations import phantoms

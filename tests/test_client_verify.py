@@ -17,9 +17,11 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset
 from typer.testing import CliRunner
 
-from client import cli, expected, export, harvest, manifest, outside, profile, search, verify, walk
-from client.findings import RULES, Verification
-from client.ingest import ingest
+from client import cli
+from client.intake.ingest import ingest
+from client.proof import expected, harvest, outside, search, verify, walk
+from client.proof.findings import RULES, Verification
+from client.rebuild import export, manifest, profile
 from shared.config import Site
 from shared.errors import DataError
 
@@ -294,7 +296,9 @@ def test_the_verifiers_table_and_the_writers_agree() -> None:
     shared = [pydicom.datadict.tag_for_keyword(f"{which}FunctionalGroupsSequence") for which in ("Shared", "PerFrame")]
     written |= {(around, int(pydicom.datadict.tag_for_keyword(name))) for around in shared for name in profile.GROUPS}
     judged = {place for place in expected.table() if place[1] >> 16 != 2} - {(expected.TOP, 0x00080016)}
-    assert written == judged, "an attribute was added to one table only: add it by hand to client/expected.py as well"
+    assert written == judged, (
+        "an attribute was added to one table only: add it by hand to client/proof/expected.py as well"
+    )
 
 
 def test_a_walk_takes_every_byte_of_what_pydicom_writes(make_slice: Callable[..., FileDataset]) -> None:
@@ -432,7 +436,7 @@ def test_mutated_files_never_stop_the_verifier(rebuilt: Path) -> None:
         for _ in range(int(rng.integers(1, 5))):
             content[int(rng.integers(0, len(content)))] = int(rng.integers(0, 256))
         result = Verification()
-        from client import verify_dicom
+        from client.proof import verify_dicom
 
         verify_dicom.check(bytes(content), one(rebuilt).name, "x", verify_dicom.Needles(), result)
     assert os.path.exists(rebuilt)  # noqa: PTH110

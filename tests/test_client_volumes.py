@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pydicom.dataset import FileDataset
 
-from client import volumes
-from client.manifest import Reason, Withheld
+from client.intake import volumes
+from client.rebuild.manifest import Reason, Withheld
 
 Make = Callable[..., FileDataset]
 SPACING_MM = (1.25, 1.5, 2.0)  # right, anterior, superior

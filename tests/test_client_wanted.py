@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from client import wanted
+from client.pacs import wanted
 from shared.errors import DataError
 
 WORD = "QZJX"

@@ -15,8 +15,8 @@ from PIL import Image
 from scipy import ndimage
 from typer.testing import CliRunner
 
-from server import tools
-from server.compare import compare
+from server.measure import tools
+from server.measure.compare import compare
 from shared.errors import ConfigError, DataError
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from server import draw as drawing
-from server import release, seal
-from server.draw import Draws, draw_all
-from server.release import Statement
+from server.publish import draw as drawing
+from server.publish import release, seal
+from server.publish.draw import Draws, draw_all
+from server.publish.release import Statement
 from shared import signing, weights
 from shared.config import Network, Performance, Release
 from shared.network import Model

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pydicom.dataset import Dataset, FileDataset
 
-from server import gallery
+from server.measure import gallery
 from shared.errors import DataError
 
 X = np.random.default_rng(0).integers(1, 256, (12, 20, 20), dtype=np.uint8)

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from server import gate, release
-from server.cards import data_card, model_card
-from server.draw import Draws
-from server.gate import Check, Verdict
-from server.heldout import Heldout
-from server.release import Statement
+from server.measure.heldout import Heldout
+from server.publish import gate, release
+from server.publish.cards import data_card, model_card
+from server.publish.draw import Draws
+from server.publish.gate import Verdict
+from server.publish.quality import Check
+from server.publish.release import Statement
 from shared.config import Gate, Release
 from shared.errors import ReleaseRefused
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from server import jobs
-from server import run as desk
 from server.events import Events, read
+from server.link import jobs
+from server.link import run as desk
 from shared.config import Experiment
 from shared.errors import DataError, FederationError
 

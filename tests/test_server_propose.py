@@ -12,10 +12,11 @@ import pytest
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from server import checkpoint, gate
+from server import checkpoint
 from server.events import Events, read
-from server.heldout import Heldout
-from server.propose import answers, propose, proposed
+from server.measure.heldout import Heldout
+from server.publish import gate
+from server.publish.propose import answers, propose, proposed
 from shared import messages, weights
 from shared.config import Experiment
 from shared.network import Model

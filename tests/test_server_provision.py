@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import verification
 from typer.testing import CliRunner
 
-from client import node
 from client.cli import app as client_app
-from server import provision
+from client.link import node
 from server.cli import app as server_app
+from server.link import provision
 from shared import keys
 from shared.config import Site
 from shared.errors import ConfigError, FederationError

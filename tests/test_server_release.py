@@ -19,9 +19,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from server import release
-from server.cards import privacy_statement, shown
-from server.release import Statement
+from server.publish import release
+from server.publish.cards import privacy_statement, shown
+from server.publish.release import Statement
 from shared import signing
 from shared.config import Release
 from shared.errors import DataError, ReleaseRefused

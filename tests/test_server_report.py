@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from server import report_words
-from server.evaluate import Heldout
-from server.report import write_report
-from server.report_data import read_run
+from server.measure.evaluate import Heldout
+from server.pages import report_words
+from server.pages.report import write_report
+from server.pages.report_data import read_run
 from server.summary import Measured, write_summary
 from shared.errors import DataError
 

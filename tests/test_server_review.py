@@ -23,11 +23,11 @@ import pytest
 from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
-from server import agreement, review
 from server.cli import app
-from server.report import write_report
-from server.review import Answer
-from server.review_server import make_server
+from server.pages import agreement, review
+from server.pages.report import write_report
+from server.pages.review import Answer
+from server.pages.review_server import make_server
 from server.summary import write_summary
 from shared.errors import DataError, FedsynthError
 

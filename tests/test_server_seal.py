@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from server import seal, tools
+from server.measure import tools
+from server.publish import seal
 from shared import signing
 from shared.errors import DataError, FedsynthError, SignatureError
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from server import jobs
-from server.serve import BODY_LIMIT, Doors
+from server.link import jobs
+from server.link.serve import BODY_LIMIT, Doors
 from shared.errors import FederationError
 
 KEY = b"-----BEGIN PUBLIC KEY-----"

@@ -11,7 +11,8 @@ from PIL import Image
 from scipy import ndimage
 from typer.testing import CliRunner
 
-from server import tools, watermark
+from server.measure import tools
+from server.publish import watermark
 from simulations.benchmarks.watermark import changes
 
 

@@ -35,15 +35,15 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from rich.console import Console
 from typer.testing import CliRunner
 
-from client import approval, isolation, journal, line, node
 from client.cli import app as client_app
-from client.ingest import ingest
-from client.serve import run as node_run
-from client.supervise import QUIET
-from server import provision
+from client.intake.ingest import ingest
+from client.link import approval, isolation, journal, line, node
+from client.link.serve import run as node_run
+from client.link.supervise import QUIET
 from server.cli import app as server_app
-from server.run import run
-from server.serve import serve
+from server.link import provision
+from server.link.run import run
+from server.link.serve import serve
 from shared import bundle, keys
 from shared.config import Experiment, read
 from shared.errors import FederationError, ReleaseRefused
@@ -139,7 +139,7 @@ def network(folder: Path, mark: str) -> Iterator[Network]:
             words = [folder / f"{name}.yaml", folder / "work" / name]
             supervised = ["-c", "from client.cli import app; app()", "serve", words[0], "--work", words[1]]
             door = [keys.private_folder(folder / "door")] if name == "south" and isolation.available() else []
-            start(name, *(supervised if name == "north" else ["-P", "-m", "client.serve", *words, *door]))
+            start(name, *(supervised if name == "north" else ["-P", "-m", "client.link.serve", *words, *door]))
             if door:  # its app is started apart, as in containers
                 apart = ["-c", "from client.cli import app; app()", "app", words[0], "--work", words[1]]
                 start("south-app", *apart, "--door", *door)

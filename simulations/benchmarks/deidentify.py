@@ -34,7 +34,7 @@ import pydicom
 from rich.console import Console
 from rich.table import Table
 
-from client.export import export
+from client.rebuild.export import export
 from simulations.phantom_dicom import write_hospital
 from simulations.phantoms import Look
 from simulations.planted import Canaries, plant, plant_oddities

@@ -17,8 +17,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from client import deidentify, face, masks, nifti, reader, volumes
-from client.manifest import Withheld
+from client.intake import face, masks, nifti, volumes
+from client.rebuild import deidentify, reader
+from client.rebuild.manifest import Withheld
 
 DICOM = ("siemens_skyra_t1", "uih_umr770_t1")
 LIMIT_S = 120

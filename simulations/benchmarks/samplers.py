@@ -18,10 +18,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from server import features
-from server.draw import draw
-from server.evaluate import Evaluator
-from server.heldout import Heldout
+from server.measure import features
+from server.measure.evaluate import Evaluator
+from server.measure.heldout import Heldout
+from server.publish.draw import draw
 from shared import weights
 from shared.config import Evaluation, Network, Performance, Sampler, validate
 from simulations import phantoms

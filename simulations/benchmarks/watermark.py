@@ -16,7 +16,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from server import gallery, watermark
+from server.measure import gallery
+from server.publish import watermark
 from simulations import phantoms
 
 SEED, SET = 0, 10

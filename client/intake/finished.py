@@ -1,0 +1,95 @@
+"""What is done stays done: the slices and verdicts of one batch of files, kept until what they were made of changes.
+
+A batch is taken up again only if it was made of the same images, with the same settings and the same code, and if its bytes
+are still the ones in its manifest.
+
+Left out: versions of the libraries (a new one that changes pixels needs a new work folder).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from client import dataset
+from client.rebuild import manifest
+from client.rebuild.manifest import Entry
+from shared.errors import DataError
+
+
+@dataclass
+class Batch:
+    """What became of some files: their entries of the manifest, and the number of slices of each patient."""
+
+    entries: list[Entry] = field(default_factory=list)
+    slices: dict[str, int] = field(default_factory=dict)
+
+    def add(self, other: Batch) -> None:
+        self.entries += other.entries
+        self.slices |= other.slices
+
+
+def code() -> str:
+    """SHA-256 of the modules of this room: another de-identification is another result."""
+    modules = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return hashlib.sha256(b"".join(hashlib.sha256(module.read_bytes()).digest() for module in modules)).hexdigest()
+
+
+def begin(folder: Path) -> Path:
+    """An empty place for the slices of a batch that will be kept in `folder`."""
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(mode=0o700)
+    return partial
+
+
+def keep(folder: Path, batch: Batch, settings: str, images: str) -> None:
+    """Finish a batch whose slices lie where `begin` said: from now on it is found in `folder`.
+
+    settings, images   keyed tokens of what it was made with and of; `images` is empty while it is not the whole
+    """
+    partial = folder.with_suffix(".partial")
+    manifest.write(batch.entries, partial / "manifest.jsonl", {"settings": settings, "images": images})
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def find(folder: Path, settings: str, images: str | None = None) -> Batch | None:
+    """The finished batch in `folder`; None when there is none, or when it was made of or with something else.
+
+    images   None: whatever it was made of
+    """
+    try:
+        kept = manifest.load(folder / "manifest.jsonl")
+        made_of = kept.header.get("images")
+        if kept.header.get("settings") != settings or (images is not None and made_of != images):
+            return None
+        entries = kept.entries
+        slices = {}
+        for path in sorted(folder.glob("*.npz")):
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            if digest not in {entry.sha256 for entry in entries if entry.patient == path.stem}:
+                return None
+            slices[path.stem] = len(dataset.load_one(path).x_SHW)
+    except (OSError, ValueError, DataError):
+        return None
+    missing = {entry.patient for entry in entries if entry.sha256} - slices.keys()
+    return None if missing else Batch(entries, slices)
+
+
+def copy(folder: Path, place: Path) -> None:
+    """Put the slices of a finished batch into `place` as well: as links where the file system has them."""
+    for path in folder.glob("*.npz"):
+        try:
+            (place / path.name).hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, place / path.name)
+
+
+def forget_others(folder: Path, names: set[str]) -> None:
+    """Remove every batch that is not named: patients who are no longer wanted leave nothing behind."""
+    for path in folder.iterdir():
+        if path.name not in names:
+            shutil.rmtree(path)

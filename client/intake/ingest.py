@@ -1,0 +1,189 @@
+"""A site's data to its cohort: one file per patient, a manifest line per input, and a key that stays.
+
+Everything is written beside its place and renamed, the cohort as a whole folder: an interrupted ingest leaves the old
+cohort or none, and running it again heals it.
+
+Left out: resuming half way through a folder (a PACS: `client.pacs.pull`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from client import dataset
+from client.intake import dicom, finished, images, labels, nifti, text
+from client.intake.finished import Batch
+from client.intake.inputs import Cut, Found, Inputs, Step
+from client.pacs import pull
+from client.rebuild import manifest, profile, provenance, pseudonym, reader
+from shared.config import Site
+from shared.errors import DataError
+
+# Settings that do not change what a patient's files become
+UNRELATED = {
+    "name", "data", "pacs", "labels", "epsilon_cap", "delta", "records", "separate_cohorts", "share", "weight", "policy",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """Totals of one ingest. `reasons`: files withheld by reason code."""
+
+    patients: int
+    slices: int
+    passed: int
+    quarantined: int
+    refused: int
+    reasons: dict[str, int]
+
+
+def ingest(
+    site: Site,
+    *,
+    classes: Sequence[str],
+    image_size: int,
+    slices_per_patient: int,
+    work: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> IngestReport:
+    """Read `site.data` or fetch from `site.pacs`; write work/cohort/<pseudonym>.npz and work/manifest.jsonl.
+
+    Where absent, the hospital's key is made.
+
+    classes   names of the labels in order; a patient's label is an index into them
+    progress  called with (done, total): of files, or of patients when they come from a PACS
+
+    Raises DataError, in one line without patient data, when nothing usable is found; the manifest then tells why.
+    """
+    if site.modality == "ct" and (site.face_removal == "required" or site.pacs is not None):
+        raise DataError(
+            "of CT no face can be removed, and no PACS is asked for it yet: say `data` with a folder and `face_removal: none` if "
+            "the input holds no face, or if you accept that faces stay in the slices, which never leave the site"
+        )
+    strip = site.face_removal == "required"
+    if strip and site.format == "images":
+        raise DataError(
+            "pictures hold no volume, so nobody can check that a face is gone; ingest the DICOM or NIfTI files, or say "
+            "`face_removal: none` in the site file if the pictures hold no face"
+        )
+    work = work.resolve()
+    data = site.data.resolve() if site.data else None
+    if data is not None and work.is_relative_to(data):
+        raise DataError("the work folder must not lie inside the data folder; choose another")
+    table = labels.locate(site.labels, data or Path()).resolve() if site.labels else None
+    files = reader.listing(data, ignore=table) if data is not None else []
+    work.mkdir(parents=True, exist_ok=True, mode=0o700)
+    records = dataset.records(site, work)
+    records.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key = pseudonym.load_or_make(records / dataset.KEY_FILE)
+    by_identifier = labels.read(table, classes, key) if table else {}
+    models = text.models() if site.text_check == "required" else {}
+    look = site.text_check == "required"
+    cut = Cut(
+        image_size,
+        slices_per_patient,
+        site.minimum_slices,
+        text=look,
+        steps=_steps(site),
+        t1_only=strip,
+        modality=site.modality,
+    )
+    source = _Source(site, key, cut, tuple(classes), by_identifier)
+
+    partial = work / "cohort.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(mode=0o700)
+    (partial / dataset.COHORT_FILE).write_text(dataset.cohort_id(key), encoding="ascii")
+    silence = problem = None
+    if site.pacs is not None:
+        pulled = pull.pull(site.pacs, pull.Task(source.read, source.settings, key, work), partial, progress)
+        batch, silence, problem = pulled.batch, pulled.silence, pulled.problem
+    else:
+        assert data is not None
+        batch = source.read(data, files, partial, progress)
+    _replace(partial, work / "cohort")
+    manifest.write(batch.entries, work / "manifest.jsonl", _ran(site, models))
+    counts, reasons = manifest.verdicts(batch.entries), manifest.reasons(batch.entries)
+    if silence is not None:
+        raise DataError(
+            f"{silence}; {len(batch.slices)} patients are in the cohort, and {reasons.get('not-reached', 0)} are still "
+            "to be asked for: run the same command again to go on"
+        )
+    if not batch.slices:
+        why = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+        why += f"; {problem}" if problem else ""
+        raise DataError(f"no usable patient among {len(batch.entries)} files ({why}); see {work / 'manifest.jsonl'}")
+    return IngestReport(
+        len(batch.slices), sum(batch.slices.values()), counts["PASS"], counts["QUARANTINED"], counts["REFUSED"], reasons
+    )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """How the files of this site become patients."""
+
+    site: Site
+    key: bytes
+    cut: Cut
+    classes: tuple[str, ...]
+    by_identifier: Mapping[str, int]
+
+    def read(
+        self, folder: Path, files: pull.Files, place: Path, progress: Callable[[int, int], None] | None = None
+    ) -> Batch:
+        """The slices of some files below `folder`, written to `place`, and the verdict on each file."""
+        inputs, sha256, slices = Inputs(folder, files, self.key, progress), {}, {}
+        for found in self._patients(inputs):
+            label = self.by_identifier.get(found.identifier, found.label)
+            dataset.save(dataset.Patient(found.pseudonym, label, found.x_SHW), place)
+            sha256[found.pseudonym] = hashlib.sha256((place / f"{found.pseudonym}.npz").read_bytes()).hexdigest()
+            slices[found.pseudonym] = len(found.x_SHW)
+        return Batch(inputs.entries(sha256), slices)
+
+    def settings(self, patient: str) -> str:
+        """Keyed token of all that decides what a patient's files become: settings, code and label."""
+        label = self.by_identifier.get(pseudonym.token(self.key, "label", patient), -1)
+        said = self.site.model_dump_json(exclude=UNRELATED)
+        return pseudonym.token(self.key, "settings", f"{finished.code()} {said} {self.cut} {label}")
+
+    def _patients(self, inputs: Inputs) -> Iterator[Found]:
+        match self.site.format:
+            case "dicom":
+                return dicom.patients(inputs, self.cut)
+            case "nifti":
+                return nifti.patients(inputs, self.cut)
+            case _:
+                return images.patients(inputs, self.cut, self.classes)
+
+
+def _steps(site: Site) -> tuple[Step, ...]:
+    """What every volume goes through before its pictures are made, in order."""
+    if site.face_removal == "none":
+        return ()
+    from client.intake import face  # noqa: PLC0415  (registration and networks: seconds to load, and not every site needs them)
+
+    return (face.remove,)
+
+
+def _ran(site: Site, models: Mapping[str, str]) -> dict[str, Any]:
+    """The header of the manifest: only what ran on every file that passed."""
+    if site.face_removal == "none":
+        return provenance.header(models=models)
+    from client.intake import masks  # noqa: PLC0415
+
+    return provenance.header((profile.BASIC_PROFILE, profile.CLEAN_FEATURES), {**models, **masks.models()})
+
+
+def _replace(partial: Path, place: Path) -> None:
+    """Put the new cohort in the place of the old one."""
+    old = place.with_suffix(".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    partial.rename(place)
+    shutil.rmtree(old, ignore_errors=True)

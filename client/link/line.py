@@ -1,0 +1,64 @@
+"""Is the line to the coordinator good? What is wrong with it, in one sentence."""
+
+from __future__ import annotations
+
+import ssl
+from base64 import b64encode
+from email.utils import parsedate_to_datetime
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+from client.link import node
+from shared import keys
+from shared.errors import FederationError
+
+CLOCK_S = 60.0  # Flower accepts a signature for 300 s
+
+
+def probe(kit: keys.Kit, key: ec.EllipticCurvePrivateKey) -> list[str]:
+    """Whether the server can be reached, is the kit's, and admits this key. FederationError says what is wrong.
+
+    Returns warnings: what ends soon, and a clock that is wrong.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=kit.ca)
+    headers = {FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(public_key_to_bytes(key.public_key())).decode()}
+    try:
+        with httpx.Client(verify=context, timeout=20) as line:
+            answer = line.post(f"https://{kit.address}/v1/fleet/", content=b"", headers=headers)
+    except httpx.HTTPError as error:
+        raise FederationError(f"{_explain(error)} ({kit.address})") from error
+    if answer.status_code == httpx.codes.FORBIDDEN:
+        raise FederationError(
+            f"{kit.address} does not admit this node: its key was not approved, was revoked, or its term is over; "
+            "ask the coordinator"
+        )
+    if answer.status_code != httpx.codes.NO_CONTENT:
+        raise FederationError(
+            f"{kit.address} answered {answer.status_code}; something else than fedsynth listens there"
+        )
+    lines = node.warnings(kit)
+    if "date" in answer.headers:
+        off = abs((parsedate_to_datetime(answer.headers["date"]) - keys.now()).total_seconds())
+        if off > CLOCK_S:
+            lines.append(f"this machine's clock and the server's differ by {off:.0f} s; at 300 s requests are refused")
+    return lines
+
+
+def _explain(error: httpx.HTTPError) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return (
+                f"the server's certificate does not hold: {cause.verify_message}. Either it is not the kit's server, or "
+                "something on the way opens TLS"
+            )
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, httpx.ProxyError):
+        return "the proxy does not let the connection through"
+    if isinstance(error, httpx.TimeoutException):
+        return "the server does not answer; is the address right, and does the firewall let it through?"
+    return "the server cannot be reached; is it running, and does the firewall or proxy let it through?"

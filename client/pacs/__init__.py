@@ -1,0 +1,1 @@
+"""Studies fetched from a PACS into memory, patient by patient."""

@@ -1,0 +1,96 @@
+"""Rebuild, do not scrub: a new record is made from the allow-list, and the source is thrown away.
+
+Guarantee: every attribute of the result, at every level, comes from a rule of `client.rebuild.profile`; texts are constants of
+that table or words it lists; numbers are inside its ranges; UIDs and the patient identifier are keyed. Pixels are masked
+to the bits stored and have their exact length. Codes claimed: 113100 (Basic Application Confidentiality Profile), and
+113101 (Clean Pixel Data Option) where `claim_clean_pixels` was called, which is for who looked at every frame.
+
+Edge cases: a required attribute that is missing, repeated or out of range quarantines the record; anything optional that
+is not valid is left out. Source: DICOM PS3.15 2026d, E.1; PS3.5, 9.1 and B.2 for UIDs.
+
+Left out: text in the pixels (`client.intake.text`) and faces; retention options; references to other objects.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset, write_file_meta_info
+from pydicom.uid import ExplicitVRLittleEndian
+
+from client.rebuild import enhanced, gates, pixels, rules
+from client.rebuild.manifest import Reason, Withheld
+from client.rebuild.profile import CLEAN_PIXEL_DATA, SOP_CLASSES
+from client.rebuild.redaction import guarded
+
+IMPLEMENTATION_UID = "2.25.292614219327341873105482071862411273431"
+IMPLEMENTATION_NAME = "FEDSYNTH_0"
+PREAMBLE = b"De-identified by fedsynth: rebuilt from an allow-list (DICOM PS3.15 2026d, 113100)".ljust(128, b"\0")
+
+
+def rebuild(source: FileDataset, key: bytes, modality: str = "mr") -> Dataset:
+    """A new dataset that holds what the allow-list permits of `source`. Raises Withheld with the reason.
+
+    source  as read by `client.rebuild.reader.whole`
+    key     the site's 32 bytes
+    modality  of the site: "mr" or "ct"
+    """
+    return guarded(Reason.UNREADABLE, lambda: _rebuild(source, key, modality))
+
+
+def _rebuild(source: FileDataset, key: bytes, modality: str) -> Dataset:
+    gates.check(source, modality)
+    sop_class = str(source.SOPClassUID)
+    _, table = SOP_CLASSES[sop_class]
+    result = Dataset()
+    result.SOPClassUID = sop_class
+    rules.apply(table, source, result, key)
+    if "NumberOfFrames" in result:
+        enhanced.apply_groups(source, result, key)
+    elif gates.words(source, "NumberOfFrames") not in {(), ("1",)}:
+        raise Withheld(Reason.PIXEL_FORMAT)
+    result.PixelData = pixels.samples(source, str(source.file_meta.TransferSyntaxUID), result)
+    if source.file_meta.TransferSyntaxUID in pixels.LOSSY:
+        result.LossyImageCompression = "01"
+    result["PixelData"].VR = "OW" if result.BitsAllocated > 8 else "OB"
+    result.file_meta = file_meta(result)
+    return result
+
+
+def claim_clean_pixels(result: Dataset) -> None:
+    """Say in a rebuilt record that text was looked for in every frame and none was seen (PS3.15, E.3.1)."""
+    result.BurnedInAnnotation = "NO"
+    result.DeidentificationMethodCodeSequence.append(rules.item(CLEAN_PIXEL_DATA))
+
+
+def frames(result: Dataset) -> np.ndarray:
+    """The samples of a rebuilt record as (frames, rows, columns)."""
+    kind = f"<{'i' if result.PixelRepresentation else 'u'}{result.BitsAllocated // 8}"
+    count = int(result.get("NumberOfFrames", 1)) * int(result.Rows) * int(result.Columns)
+    return np.frombuffer(result.PixelData, kind, count).reshape(-1, int(result.Rows), int(result.Columns))
+
+
+def file_meta(result: Dataset) -> FileMetaDataset:
+    """New file meta information: nothing of the source's."""
+    meta = FileMetaDataset()
+    meta.FileMetaInformationVersion = b"\0\1"
+    meta.MediaStorageSOPClassUID = result.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = result.SOPInstanceUID
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationClassUID = IMPLEMENTATION_UID
+    meta.ImplementationVersionName = IMPLEMENTATION_NAME
+    return meta
+
+
+def encode(result: Dataset) -> bytes:
+    """The rebuilt record as a Part 10 file: our own preamble and meta, explicit little endian."""
+    file = DicomBytesIO(PREAMBLE + b"DICM")
+    file.seek(0, io.SEEK_END)
+    file.is_little_endian, file.is_implicit_VR = True, False
+    write_file_meta_info(file, result.file_meta)
+    write_dataset(file, result)
+    written: bytes = file.getvalue()
+    return written

@@ -1,0 +1,1 @@
+"""The coordinator on the network: authority, certificates, kits, the running server, runs."""

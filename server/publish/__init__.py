@@ -1,0 +1,1 @@
+"""What is released: drawn, judged by the gate, labelled, signed."""
