@@ -110,7 +110,7 @@ def test_the_programs_exit_code_is_ours(place: Path) -> None:
 @pytest.mark.usefixtures("needs_namespaces")
 def test_a_place_without_a_network_is_known_as_one(place: Path) -> None:
     """As a container without a network, which forbids namespaces: the app may start there."""
-    program = [sys.executable, "-c", "from client import isolation; print(isolation.alone())"]
+    program = [sys.executable, "-c", "from client.link import isolation; print(isolation.alone())"]
     done = subprocess.run(
         isolation.command(place / "none", 4567, program),
         capture_output=True,
