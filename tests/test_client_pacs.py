@@ -410,7 +410,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next(pacs: Orthanc, tmp_path: 
         {"name": "a", "pacs": settings, "face_removal": "none", "text_check": "none"}
     ).model_dump_json()
     code = (
-        "import sys; from pathlib import Path; from client.ingest import ingest; from shared.config import Site\n"
+        "import sys; from pathlib import Path; from client.intake.ingest import ingest; from shared.config import Site\n"
         "ingest(Site.model_validate_json(sys.argv[1]), classes=['a'], image_size=16, slices_per_patient=8, work=Path(sys.argv[2]))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, site, str(work)])

@@ -188,7 +188,7 @@ def test_s_other_kinds_of_object_are_refused(make_slice: Make, through: Through,
 
 def test_s_a_segmentation_that_calls_itself_mr_is_not_used(make_slice: Make, through: Through) -> None:
     """Its class decides, and where that lies its modality or its image type does."""
-    assert through(make_slice(Modality="SEG"))[0] is Reason.SOP_CLASS
+    assert through(make_slice(Modality="SEG"))[0] is Reason.MODALITY
     assert through(make_slice(ImageType=["DERIVED", "PRIMARY", "SEGMENTATION"]))[0] is Reason.DERIVED
     assert through(make_slice(ConversionType="WSD"))[0] is Reason.CONVERTED
 

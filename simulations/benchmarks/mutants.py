@@ -43,7 +43,7 @@ def main() -> None:
             whole = _path(ROOT, name).read_text(encoding="utf-8")
             _path(copy, name).write_text(text, encoding="utf-8")
             if _tests_pass(copy):
-                survivors.append(f"client/{name}.py:{line}  {whole.splitlines()[line - 1].strip()}")
+                survivors.append(f"client/rebuild/{name}.py:{line}  {whole.splitlines()[line - 1].strip()}")
             _path(copy, name).write_text(whole, encoding="utf-8")
     for survivor in survivors:
         Console().print(survivor, highlight=False)
@@ -62,7 +62,7 @@ def mutants(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _path(root: Path, name: str) -> Path:
-    return root / "client" / f"{name}.py"
+    return root / "client" / "rebuild" / f"{name}.py"
 
 
 def _tests_pass(copy: Path) -> bool:
