@@ -7,7 +7,8 @@ a tool that is not installed is named and left out, and so is Orthanc where Debi
 Survivors   MR images with an identifier in every attribute of the standard that can hold one, in nested items, private elements,
             wrong representations, overlays, spare bits, preamble and file meta; and the same header as objects that are no
             images (structured report, screen capture, PDF, presentation state, segmentation, private class)
-Speed       phantoms' series, 256 x 256, with ordinary full headers; the tools take turns; read, change, write
+Speed       of the header path, without the search for text in the pixels, which the others do not have: phantoms' series,
+            256 x 256, with ordinary full headers; the tools take turns; read, change, write
 """
 
 from __future__ import annotations
@@ -99,7 +100,9 @@ def main() -> None:
 @contextmanager
 def tools() -> Iterator[tuple[dict[str, Tool], dict[str, str]]]:
     """What is installed, and why the rest is not here."""
-    found: dict[str, Tool] = {"fedsynth": lambda source, target: void(export(source, target, bytes(32)))}
+    found: dict[str, Tool] = {
+        "fedsynth": lambda source, target: void(export(source, target, bytes(32), text_check=False))
+    }
     missing = {}
     for name, module, tool in (
         ("dicom-anonymizer", "dicomanonymizer", _dicom_anonymizer),
