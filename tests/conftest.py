@@ -225,3 +225,12 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pacs", "us"):
         make(name, authority)
     return folder
+
+
+@pytest.hookimpl(trylast=True)  # after the order has been shuffled
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `in_order` tell one story about one set of processes: they keep the order of their file."""
+    places = [place for place, item in enumerate(items) if item.get_closest_marker("in_order")]
+    told = sorted((items[place] for place in places), key=lambda item: (str(item.path), item.location[1] or 0))
+    for place, item in zip(places, told, strict=True):
+        items[place] = item

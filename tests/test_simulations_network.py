@@ -83,6 +83,9 @@ class Network:
         return node.load_kit(self.work(site))
 
 
+pytestmark = pytest.mark.in_order
+
+
 def command(app: object, *words: object) -> str:
     """A command of ours, in this process; its output."""
     return str(CliRunner().invoke(app, [str(w) for w in words], catch_exceptions=False).output).strip()  # type: ignore[arg-type]
