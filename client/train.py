@@ -127,14 +127,14 @@ def patient_loss(
     pick = torch.tensor(slices, device=device).repeat_interleave(settings.draws)
     x = patient.x_SHW[pick].float()[:, None] / 127.5 - 1
     with precision(experiment.performance, device):
-        drawn = process.loss(
+        drawn = process.losses(
             model.denoiser,
             x,
             model.base_label(label).expand(len(pick)),
             patient.z_SF[pick],
             condition_dropout=settings.condition_dropout,
             rng=rng,
-        )
+        ).mean()
     return drawn + where + looks
 
 

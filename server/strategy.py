@@ -25,7 +25,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -38,12 +37,6 @@ from shared.config import Experiment
 from shared.errors import FederationError, MessageError
 
 POLL_S = 0.2
-
-
-class AfterRound(Protocol):
-    """What happens with the tensors after a round."""
-
-    def __call__(self, number: int, tensors: Tensors, /) -> None: ...
 
 
 class Strategy:
@@ -67,7 +60,7 @@ class Strategy:
         largest: float,
         events: Events,
         optimizer: ServerOptimizer,
-        after_round: AfterRound,
+        after_round: Callable[[int, Tensors], None],
         names: Callable[[], dict[int, str]] = dict,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,

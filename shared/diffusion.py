@@ -40,21 +40,6 @@ class Process:
         bar = alphas_cumprod().to(device)
         self.alpha, self.sigma = bar.sqrt(), (1 - bar).sqrt()
 
-    def loss(
-        self,
-        denoiser: Denoiser,
-        x_B1HW: Tensor,
-        label_B: Tensor,
-        z_BF: Tensor,
-        *,
-        condition_dropout: float,
-        label_dropout: float = 0.0,
-        rng: torch.Generator | None = None,
-    ) -> Tensor:
-        """Mean of `losses` over the batch: a scalar."""
-        dropout = {"condition_dropout": condition_dropout, "label_dropout": label_dropout}
-        return self.losses(denoiser, x_B1HW, label_B, z_BF, **dropout, rng=rng).mean()
-
     def losses(
         self,
         denoiser: Denoiser,

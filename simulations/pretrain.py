@@ -120,7 +120,7 @@ def pretrain(settings: Pretraining, out: Path) -> Path:
             with precision(settings.performance, device):
                 mean, log_std = model.encoder(x)
                 z = mean + log_std.exp() * torch.randn(mean.shape, device=device, generator=rng)
-                loss = process.loss(
+                loss = process.losses(
                     model.denoiser,
                     x,
                     label_N[pick].to(device),
@@ -128,7 +128,7 @@ def pretrain(settings: Pretraining, out: Path) -> Path:
                     condition_dropout=settings.condition_dropout,
                     label_dropout=phase.label_dropout,
                     rng=rng,
-                )
+                ).mean()
             mean, log_std = mean.float(), log_std.float()
             kl = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum(1).mean()
             # Step: warm up, then as the phase says

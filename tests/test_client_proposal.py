@@ -114,7 +114,7 @@ def test_a_model_trained_without_privacy_until_it_remembers_is_caught_by_its_los
     optimizer, process = torch.optim.Adam(model.denoiser.parameters(), lr=3e-3), Process()
     for _ in range(400):
         optimizer.zero_grad()
-        process.loss(model.denoiser, x_B1HW, any_B, z_BF, condition_dropout=0.0).backward()
+        process.losses(model.denoiser, x_B1HW, any_B, z_BF, condition_dropout=0.0).mean().backward()
         optimizer.step()
     after = [np.array(figures.losses(model, group, experiment)) for group in (cohort, heldout)]
     gained = [a - b for a, b in zip(before, after, strict=True)]

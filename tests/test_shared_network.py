@@ -85,5 +85,7 @@ def test_the_loss_of_a_perfect_velocity_is_zero() -> None:
             return (alpha * x_t - x) / sigma
 
     x = torch.rand(8, 1, 16, 16) * 2 - 1
-    loss = process.loss(Oracle(), x, torch.zeros(8, dtype=torch.long), torch.zeros(8, 4), condition_dropout=0.0)  # type: ignore[arg-type]
+    loss = process.losses(
+        Oracle(), x, torch.zeros(8, dtype=torch.long), torch.zeros(8, 4), condition_dropout=0.0
+    ).mean()  # type: ignore[arg-type]
     assert float(loss) < 1e-4
