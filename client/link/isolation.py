@@ -31,7 +31,7 @@ PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 
 def available() -> bool:
     """Whether this machine lets the service make a network namespace."""
-    program = [sys.executable, "-P", "-c", "from client.isolation import enter; enter()"]
+    program = [sys.executable, "-P", "-c", f"from {__name__} import enter; enter()"]
     return subprocess.run(program, capture_output=True, check=False, timeout=60).returncode == 0  # noqa: S603
 
 
