@@ -14,6 +14,7 @@ from client.doctor import Finding, examine
 from client.link import approval, journal, node, starter
 from client.link.supervise import supervise
 from shared import bundle, keys, logs
+from shared.audit_cli import print_entries
 from shared.config import Site, read
 from shared.errors import FederationError
 from shared.weights import write_bytes
@@ -125,14 +126,8 @@ def app_command(
 
 @app.command("journal", epilog="Example: fedsynth client journal --work work --json")
 def journal_command(work: Work, as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
-    """What this node was asked, what it refused and what it sent; checks that no line was altered."""
-    events = journal.read(work)
-    if as_json:
-        typer.echo(json.dumps(events))
-        return
-    for event in events:
-        said = {k: v for k, v in event.items() if k not in ("index", "previous", "hash", "kind", "time")}
-        typer.echo(f"{event['time']}  {event['kind']:10}  " + "  ".join(f"{k}={v}" for k, v in said.items()))
+    """What this node was asked, what it refused and what it sent; first checked as `fedsynth audit verify` does."""
+    print_entries(journal.read(work), as_json=as_json)
 
 
 @app.command("doctor", epilog="Example: fedsynth client doctor north.yaml --work work")

@@ -15,8 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from privacy import accounting, durable, ledger, membership, planning, statement
-from privacy.chain import Record
 from shared import signing
+from shared.chain import Record
 from shared.errors import LedgerError, SignatureError
 
 app = typer.Typer(

@@ -43,10 +43,11 @@ from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from privacy import accounting, chain, membership
+from privacy import accounting, membership
 from privacy.accounting import Event
-from privacy.chain import Chain, Record
 from privacy.durable import sync_folder, told, write_new
+from shared import chain
+from shared.chain import Chain, Record
 from shared.errors import BudgetExceeded, LedgerError, PrivacyError
 
 VERSION = 1

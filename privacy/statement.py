@@ -22,8 +22,8 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from privacy import accounting, ledger, membership
-from privacy.chain import Record
 from shared import signing
+from shared.chain import Record
 from shared.errors import LedgerError, SignatureError
 
 KIND, VERSION = "fedsynth-privacy-statement", 1

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from server import journal
 from server.coordinate import coordinate
 from server.events import Events
 from shared.config import Experiment, validate
@@ -26,5 +28,7 @@ def main(grid: Grid, context: Context) -> None:
             raise ConfigError("the run has no experiment; start it with `fedsynth simulate CONFIG`")
         coordinate(grid, validate(json.loads(text), Experiment, source="the run's experiment"), out)
     except FedsynthError as error:
-        Events(out / "events.jsonl").write("run_failed", reason=f"{type(error).__name__}: {error}")
+        Events(out / "events.jsonl", partial(journal.from_event, out.parent)).write(
+            "run_failed", reason=f"{type(error).__name__}: {error}"
+        )
         raise

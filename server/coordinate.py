@@ -9,13 +9,14 @@ Left out: the release and the report (see finish.py); they need no network.
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from flwr.serverapp import Grid
 
-from server import checkpoint
+from server import checkpoint, journal
 from server.aggregate import ServerOptimizer, Tensors
 from server.events import Events, read
 from server.link.nodes import names
@@ -27,6 +28,7 @@ from server.strategy import Strategy, largest_update
 from shared import weights
 from shared.config import Experiment
 from shared.device import device_for
+from shared.journal import configuration
 from shared.network import Model
 
 SELECTION_METRIC = "FD-efflite0"
@@ -39,7 +41,8 @@ def coordinate(grid: Grid, experiment: Experiment, out: Path) -> None:
     """
     # Set up
     weights.write_bytes(out / "experiment.json", experiment.model_dump_json(indent=2).encode())
-    events = Events(out / "events.jsonl")
+    events = Events(out / "events.jsonl", partial(journal.from_event, out.parent))
+    hashed = configuration(experiment)
     device = device_for(experiment.performance)
     model = weights.load_base(experiment.base, experiment.network, experiment.classes).to(device)
     trainable = model.trainable(experiment.training.trainable)
@@ -76,6 +79,7 @@ def coordinate(grid: Grid, experiment: Experiment, out: Path) -> None:
             nsr=work.nsr,
             trainable_parameters=work.trainable_parameters,
             device=device.type,
+            configuration=hashed,
         )
         after_round(0, tensors)
         done = 0
@@ -83,7 +87,7 @@ def coordinate(grid: Grid, experiment: Experiment, out: Path) -> None:
         for name, t in checkpoint.load(folder, done).items():
             tensors[name].copy_(t)
         optimizer.load(folder / f"optimizer-{done:03d}.safetensors")
-        events.write("run_resumed", round=done)
+        events.write("run_resumed", round=done, configuration=hashed)
     noise_multiplier = next(e["noise_multiplier"] for e in read(events.path) if e["event"] == "run_started")
     # Rounds
     parameters = sum(t.numel() for t in tensors.values())

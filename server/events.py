@@ -8,15 +8,19 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
 class Events:
-    """Appends to one file; `seconds` count from the first start of the run, also after a resume."""
+    """Appends to one file; `seconds` count from the first start of the run, also after a resume.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    also   told every event and its fields once it is written: the journal, and who else watches
+    """
+
+    def __init__(self, path: Path, *also: Callable[[str, dict[str, Any]], None]) -> None:
+        self.path, self._also = path, also
         path.parent.mkdir(parents=True, exist_ok=True)
         earlier = read(path)
         self._offset = float(earlier[-1]["seconds"]) if earlier else 0.0
@@ -27,6 +31,8 @@ class Events:
         finite = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in fields.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"seconds": seconds, "event": event, **finite}) + "\n")
+        for tell in self._also:
+            tell(event, finite)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

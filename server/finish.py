@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from privacy import statistics
-from server import checkpoint
+from server import checkpoint, journal
 from server.events import read as read_events
 from server.measure.heldout import Heldout
 from server.publish import gate, release, seal
@@ -113,6 +113,7 @@ def publish(
     formal = release.formal(statement, settings)
     if not formal[0].passed:
         gate.Verdict((formal[0],), "").save(out / "gate.json")
+        journal.write(out, "release_refused", failed=[formal[0].name], reason=formal[0].detail)
         raise ReleaseRefused(formal[0].detail)  # before thousands of images are drawn for nothing
     device = device_for(experiment.performance)
     model = weights.load_base(experiment.base, experiment.network, experiment.classes).to(device)
@@ -131,10 +132,24 @@ def publish(
     if force is not None and not verdict.passed:
         verdict = replace(verdict, forced=force)
     verdict.save(out / "gate.json")
+    _decided(out, verdict)
     key = signing.load_or_make(server / SIGNING_KEY)
     release.write(out / "release", drawn, statement, settings, seed=experiment.seed, key=key, gate=verdict)
     weights.write_bytes(out / "release.pub.pem", signing.public_pem(key.public_key()).encode())
+    fingerprint = signing.fingerprint(key.public_key())
+    journal.write(out, "released", sums=seal.digest(out / "release" / seal.SUMS), key=fingerprint)
     return out / "release"
+
+
+def _decided(out: Path, verdict: gate.Verdict) -> None:
+    """The decision is in the journal before anything is published."""
+    failed = [check.name for check in verdict.failed]
+    if not failed:
+        journal.write(out, "release_passed")
+    elif verdict.forced and "privacy" not in failed:
+        journal.write(out, "release_forced", failed=failed, reason=verdict.forced)
+    else:
+        journal.write(out, "release_refused", failed=failed, reason=release.refusal(verdict))
 
 
 def _heldout(server: Path) -> Heldout | None:

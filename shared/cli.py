@@ -16,6 +16,7 @@ from importlib.metadata import entry_points, version
 import click
 import typer
 
+from shared import audit_cli
 from shared.errors import FedsynthError
 
 INTERRUPTED = 130  # 128 + SIGINT; typer turns Ctrl-C into this code
@@ -40,6 +41,7 @@ def build() -> typer.Typer:
             raise typer.Exit
 
     groups: dict[str, typer.Typer] = {}
+    root.add_typer(audit_cli.app, name="audit")
     for entry in sorted(entry_points(group="fedsynth.commands"), key=lambda e: e.name):
         try:
             commands = entry.load()

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from privacy import accounting, chain, ledger, membership
+from privacy import accounting, ledger, membership
 from privacy.accounting import Event
 from privacy.cli import app
 from privacy.ledger import Ledger, verify
+from shared import chain
 from shared.errors import BudgetExceeded, LedgerError
 
 DELTA = 1e-5

@@ -16,6 +16,8 @@ COMMANDS = [
     ["evaluate"],
     ["verify"],
     ["detect"],
+    ["audit", "verify"],
+    ["audit", "show"],
     ["client", "ingest"],
     ["client", "deidentify"],
     ["privacy", "plan"],

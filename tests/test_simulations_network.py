@@ -44,7 +44,8 @@ from server.cli import app as server_app
 from server.link import provision
 from server.link.run import run
 from server.link.serve import serve
-from shared import bundle, keys
+from shared import audit, bundle, keys
+from shared import journal as journals
 from shared.config import Experiment, read
 from shared.errors import FederationError, ReleaseRefused
 from simulations import hospitals
@@ -178,8 +179,21 @@ def test_three_sites_train_and_the_release_is_written(net: Network) -> None:
     for name in ("report.html", "release/SHA256SUMS", "release/MODEL_CARD.md"):
         assert (out / name).stat().st_size > 0, name
     for name in NAMES:
-        assert [e["kind"] for e in journal.read(net.work(name))] == ["started", "asked", "sent"]
+        kinds = [e["kind"] for e in journal.read(net.work(name))]
+        assert kinds == ["joined", "approved", "started", "asked", "sent"]
         assert (net.work(name) / "ledger.jsonl").exists()
+
+
+def test_both_sides_journals_are_whole_and_tell_the_same_story(net: Network) -> None:
+    ours = {e["kind"]: e for e in journals.read(net.federation)}
+    assert ours["round_finished"]["contributed"] == sorted(NAMES)
+    assert {"site_approved", "run_asked", "run_started", "release_passed", "released"} <= set(ours)
+    for name in NAMES:
+        asked = next(e for e in journal.read(net.work(name)) if e["kind"] == "asked")
+        for what in ("bundle", "configuration"):
+            assert asked[what] == ours["run_launched"][what], "the site ran what the coordinator says that it sent"
+        assert audit.verify(net.work(name)).state == "whole"
+    assert audit.verify(net.federation).state == "whole"
 
 
 def test_outside_there_is_the_nodes_door_and_nothing_else(net: Network) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from client.link import node
+from client.link import journal, node
 from shared import bundle, keys, signing
 from shared.config import Site
 from shared.errors import PolicyError, SignatureError
@@ -35,6 +35,7 @@ def approve(site: Site, work: Path, data: bytes, key: Path | None = None) -> str
     digest = bundle.sha256(data)
     body = {"kind": "fedsynth-approval", "site": site.name, "bundle": digest, "made": keys.now().isoformat()}
     folder = _folder(work)
+    journal.write(work, "approved", bundle=digest, key=name)
     write_bytes(folder / f"{digest}.bundle", data)
     write_bytes(folder / f"{digest}.{name[:16]}.json", signing.seal(signer, body))
     return digest
@@ -59,6 +60,7 @@ def withdraw(work: Path, digest: str) -> int:
     paths = list(_folder(work).glob(f"{digest}*.json"))
     for path in paths:
         path.unlink()
+    journal.write(work, "withdrawn", bundle=digest, count=len(paths))
     return len(paths)
 
 

@@ -38,6 +38,7 @@ from privacy import ledger, statistics
 from shared import bundle, messages, weights
 from shared.config import Experiment, Site
 from shared.errors import FederationError, FedsynthError, MessageError, PolicyError
+from shared.journal import configuration
 from shared.network import shapes
 
 LOG = logging.getLogger("fedsynth.client")
@@ -172,8 +173,16 @@ class Boundary:
         request = messages.request_id(opened.content)
         asked = Asked(message, experiment, number, noise_multiplier, expected, request=request)
         self._asked = {message.metadata.message_id: asked}
-        name, epsilon = experiment.name, experiment.privacy.epsilon
-        journal.write(self.work, "asked", run=str(run_id), experiment=name, round=number, epsilon=epsilon)
+        journal.write(
+            self.work,
+            "asked",
+            run=str(run_id),
+            experiment=experiment.name,
+            round=number,
+            epsilon=experiment.privacy.epsilon,
+            bundle=run.fab_hash,
+            configuration=configuration(experiment),
+        )
 
     def _admit_proposal(self, message: Message, content: RecordDict, contents: dict[str, bytes]) -> None:
         """A release that the site is asked about; how often it answers is counted in the app, on the site's own record."""

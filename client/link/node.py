@@ -13,7 +13,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from shared import keys
+from shared import journal, keys
 from shared.config import Site
 from shared.errors import FederationError
 from shared.weights import write_bytes
@@ -69,7 +69,8 @@ def join(kit: keys.Kit, site: Site, work: Path) -> None:
         raise FederationError(
             f"the kit approves the key {kit.node}, this node has {mine}; send the present request again"
         )
-    keys.certificate_fingerprint(kit.ca)  # refuses what is not one certificate
+    authority = keys.certificate_fingerprint(kit.ca)  # refuses what is not one certificate
+    journal.write(folder(work), "joined", federation=kit.federation, server=kit.address, authority=authority)
     write_bytes(folder(work) / KIT, kit.model_dump_json(indent=2).encode())
 
 

@@ -5,7 +5,7 @@ where known the patient's pseudonym, the series' token, the name of the SOP clas
 No string of the source can stand in it, because no field takes one.
 
 Record 0 says by which software and tables (`client.rebuild.provenance`); the last one holds the totals. Each carries the hash of
-the one before (`privacy.chain`). A line that was changed, removed, added or moved breaks a link, and lines cut from the
+the one before (`shared.chain`). A line that was changed, removed, added or moved breaks a link, and lines cut from the
 end take the totals with them. Whoever rewrites the whole file leaves no trace in it: keep the last hash somewhere else.
 
 Left out: a signature over the last hash.
@@ -22,7 +22,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from privacy import chain
+from shared import chain
 from shared.errors import DataError, LedgerError
 
 REMEDY = "it was changed after the run that wrote it; run that again, or restore the manifest from a backup"

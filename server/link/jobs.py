@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ from flwr.supercore.auth.typing import AccountInfo
 from flwr.supercore.fab import Fab
 from flwr.superlink.servicer.control import control_handlers
 
+from server import journal
 from server.events import Events, read
 from server.link import nodes
 from shared import bundle
 from shared.errors import FederationError
+from shared.journal import configuration
 from shared.weights import write_bytes
 
 LOG = logging.getLogger("fedsynth.server")
@@ -101,7 +104,7 @@ class Board:
             return
         count = self._restarts[out.name] = self._restarts.get(out.name, 0) + 1
         if count > RESTARTS:
-            Events(out / "server" / "events.jsonl").write(
+            Events(out / "server" / "events.jsonl", partial(journal.from_event, out)).write(
                 "run_failed", reason="the server's app keeps ending without a word; the server's own log says why"
             )
             self._done(out)
@@ -116,8 +119,10 @@ class Board:
             fab=fab_to_proto(Fab(bundle.sha256(data), data, {})),
             override_config=user_config_to_proto({"experiment": experiment, "out": str((out / "server").resolve())}),
         )
+        run = {"bundle": bundle.sha256(data), "configuration": configuration(json.loads(experiment))}
         response = control_handlers.start_run(request, self._account, self.state, "grpc-rere", source="cli")
-        write_bytes(out / "job.json", json.dumps({"run": response.run_id, "bundle": bundle.sha256(data)}).encode())
+        write_bytes(out / "job.json", json.dumps({"run": response.run_id, "bundle": run["bundle"]}).encode())
+        journal.write(out, "run_launched", flower=str(response.run_id), **run)
         LOG.info("started %s, bundle %s", out.name, bundle.sha256(data)[:12])
 
     def _stop(self, path: Path) -> None:
@@ -127,6 +132,7 @@ class Board:
             if runs and runs[0].status.status != Status.FINISHED:
                 self.state.stop_run(job["run"])
                 LOG.info("stopped %s", path.parent.name)
+                journal.write(path.parent, "run_stopped")
         path.unlink(missing_ok=True)
 
     def _done(self, out: Path) -> None:

@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pydantic import Field
 
-from shared import keys
+from shared import journal, keys
 from shared.config import SiteName
 from shared.errors import ConfigError, FederationError
 from shared.record import Record
@@ -83,6 +83,8 @@ def provision(federation: Federation, folder: Path) -> Iterator[str]:
         ca_key = _key(folder / "ca.key")
         pem = _ca(federation, ca_key).public_bytes(serialization.Encoding.PEM)
         write_bytes(folder / "ca.pem", pem)
+        authority = keys.certificate_fingerprint(pem.decode())
+        journal.write(folder, "provisioned", made="certificate authority", authority=authority)
         yield f"certificate authority: {folder / 'ca.pem'}"
     ca = keys.load_certificate((folder / "ca.pem").read_text(encoding="utf-8"))
     if _server_is_good(federation, folder, ca):
@@ -92,6 +94,7 @@ def provision(federation: Federation, folder: Path) -> Iterator[str]:
     server_key = _key(folder / "server.key")
     certificate = _server(federation, server_key.public_key(), ca, _key(folder / "ca.key"))
     write_bytes(folder / "server.pem", certificate.public_bytes(serialization.Encoding.PEM))
+    journal.write(folder, "provisioned", made=f"server certificate for {federation.host}")
     yield f"server certificate for {federation.host}: {folder / 'server.pem'}"
 
 
@@ -122,6 +125,7 @@ def approve(federation: Federation, folder: Path, request: keys.Request) -> keys
         approved=moment,
         until=moment + datetime.timedelta(days=SITE_DAYS),
     )
+    journal.write(folder, "site_approved", site=member.site, key=found, until=f"{member.until:%Y-%m-%d}")
     _write(folder, member)
     kit = keys.Kit(
         federation=federation.name,
@@ -140,6 +144,7 @@ def revoke(folder: Path, site: str) -> Member:
     for member in members(folder):
         if member.site == site and member.revoked is None:
             revoked = member.model_copy(update={"revoked": keys.now()})
+            journal.write(folder, "site_revoked", site=site, key=member.fingerprint)
             _write(folder, revoked)
             (folder / "kits" / f"{site}.kit.json").unlink(missing_ok=True)
             return revoked

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from server import finish
+from server import finish, journal
 from server.events import read as read_events
 from server.link import jobs, provision
 from server.link.follow import Follow, progress
@@ -22,6 +22,7 @@ from server.plan import plan
 from shared import weights
 from shared.config import Experiment, read
 from shared.errors import ConfigError, DataError, FederationError, ReleaseRefused
+from shared.journal import configuration
 
 POLL_S = 0.5
 
@@ -75,6 +76,14 @@ def _ask(folder: Path, out: Path, experiment: Experiment, heldout: Path | None) 
         raise ConfigError("a run needs held-out images to evaluate on; name them with --heldout")
     if not jobs.serving(folder):
         raise FederationError(f"no server runs in {folder}; start it with `fedsynth server serve`")
+    journal.write(
+        out,
+        "run_asked",
+        configuration=configuration(experiment),
+        sites=experiment.cohort.sites,
+        rounds=experiment.training.rounds,
+        epsilon=experiment.privacy.epsilon,
+    )
     jobs.want(out, experiment.model_dump_json())
 
 

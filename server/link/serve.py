@@ -43,7 +43,7 @@ from flwr.superlink.main import create_app
 
 from server.link import jobs, provision
 from server.link.provision import Federation
-from shared import keys
+from shared import journal, keys
 from shared.errors import FederationError
 
 LOG = logging.getLogger("fedsynth.server")
@@ -145,6 +145,7 @@ def serve(federation: Federation, folder: Path) -> None:
         servers.append(_start(inner))
         servers.append(_start(outer))
         worker = Worker(inner_port, secret)
+        journal.write(folder, "serving", federation=federation.name, address=federation.address)
         LOG.info("serving %s at %s", federation.name, federation.address)
         _loop(folder, links, doors, outer, worker, stop)
     finally:

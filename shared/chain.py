@@ -12,9 +12,10 @@ damaged, so that spaces and escapes are covered too.
 | a whole record whose newline is missing   | it counts                                                            |
 | a whole record followed by other bytes    | LedgerError: a crash writes less, never something else               |
 
-Readers: the ledger, and the hospital's manifest, which names its own repair.
+Readers: the ledger (privacy/ledger.py), the journals of both sides (journal.py), and the hospital's manifest; each names its
+own repair.
 
-Left out: locking, fsync and what the records mean (ledger.py).
+Left out: locking, fsync and what the records mean.
 """
 
 from __future__ import annotations
@@ -28,6 +29,14 @@ from shared.errors import LedgerError
 
 START = "0" * 64
 Record = dict[str, Any]
+
+
+class RecordDamaged(LedgerError):
+    """A record that is not what was written. `record`: its number, the header being 0."""
+
+    def __init__(self, message: str, record: int) -> None:
+        super().__init__(message)
+        self.record = record
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ def line(body: Record, after: Record | None) -> bytes:
 
 
 def read(data: bytes, name: str, remedy: str = "restore the ledger from a backup") -> Chain:
-    """Check every link of `data`. Raises LedgerError naming the first damaged record; `name`, `remedy`: for the message."""
+    """Check every link of `data`. Raises RecordDamaged naming the first damaged record; `name`, `remedy`: for the message."""
     *lines, rest = data.split(b"\n")
     records: list[Record] = []
     for number, raw in enumerate(lines):
@@ -69,8 +78,8 @@ def read(data: bytes, name: str, remedy: str = "restore the ledger from a backup
 
 
 def _check(raw: bytes, number: int, before: Record | None, name: str, remedy: str) -> Record:
-    def damaged(why: str) -> LedgerError:
-        return LedgerError(f"{name}: record {number} is damaged ({why}); {remedy}")
+    def damaged(why: str) -> RecordDamaged:
+        return RecordDamaged(f"{name}: record {number} is damaged ({why}); {remedy}", number)
 
     try:
         record = json.loads(raw)
