@@ -2,47 +2,33 @@
 
 Nothing is changed, nothing is sent but an empty request that shows the node's public key.
 
-Left out: graphics cards and memory; an experiment's settings decide whether they suffice.
+The machine itself is looked at by shared/checks.py.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from client import budget, dataset
 from client.link import approval, isolation, journal, line, node
 from privacy import ledger
-from shared import bundle, keys
+from shared import bundle, checks, keys
+from shared.checks import Finding
 from shared.config import Site
 from shared.errors import DataError, FederationError, FedsynthError, PolicyError
-
-FREE_GB = 2
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing. `state`: "good", "warning" (it works today) or "bad"."""
-
-    what: str
-    state: str
-    text: str
 
 
 def examine(site: Site, work: Path, door: Path | None = None) -> Iterator[Finding]:
     """Look at everything; a bad finding does not stop the next. `door`: the patients and the app are elsewhere (starter.py)."""
-    looks: list[tuple[str, Callable[[], list[str]]]] = [
+    looks: list[tuple[str, Callable[[], list[str]]]] = [  # each returns warnings, or raises what is wrong
         ("cohort", lambda: _cohort(work)),
         ("ledger", lambda: _ledger(site, work)),
         ("key", lambda: _key(work)),
         ("kit", lambda: node.warnings(node.load_kit(work))),
         ("code", lambda: _code(site, work)),
         ("app's network", lambda: _network(site)),
-        ("disk", lambda: _disk(work)),
         ("journal", lambda: _journal(work)),
-        ("line", lambda: line.probe(node.load_kit(work), node.private_key(work))),
     ]
     if door is not None:
         looks = [(what, look) for what, look in looks if what not in ("cohort", "app's network")]
@@ -56,6 +42,23 @@ def examine(site: Site, work: Path, door: Path | None = None) -> Iterator[Findin
         yield from (Finding(what, "warning", text) for text in warnings)
         if not warnings:
             yield Finding(what, "good", "")
+    if door is not None:
+        yield from checks.machine(work)
+    yield from _line(work)
+
+
+def _line(work: Path) -> Iterator[Finding]:
+    """The proxy that is taken, then the line through it: TLS, the server's certificate, its clock, and that it admits this node."""
+    try:
+        kit, key = node.load_kit(work), node.private_key(work)
+        yield checks.proxy(kit.address.rpartition(":")[0])
+        warnings, said = line.look(kit, key)
+    except FedsynthError as error:
+        yield Finding("line", "bad", str(error))
+        return
+    yield from (Finding("line", "warning", text) for text in warnings)
+    if not warnings:
+        yield Finding("line", "good", said)
 
 
 def _cohort(work: Path) -> list[str]:
@@ -106,15 +109,6 @@ def _door(door: Path) -> list[str]:
         raise FederationError(f"there is no folder {door}; mount the same one in the node's and the app's container")
     keys.private_folder(door)
     return []
-
-
-def _disk(work: Path) -> list[str]:
-    free = shutil.disk_usage(work).free / 1e9
-    return (
-        [f"{free:.1f} GB are free in {work}; a full disk stops the ledger, and with it everything"]
-        if free < FREE_GB
-        else []
-    )
 
 
 def _journal(work: Path) -> list[str]:

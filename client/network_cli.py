@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from client import checkup
-from client.doctor import Finding, examine
+from client.doctor import examine
 from client.link import approval, journal, node, starter
 from client.link.supervise import supervise
 from shared import bundle, keys, logs
 from shared.audit_cli import print_entries
+from shared.checks import report
 from shared.config import Site, read
 from shared.errors import FederationError
 from shared.weights import write_bytes
@@ -141,13 +140,8 @@ def doctor_command(
 ) -> None:
     """Look at data, machine, settings, key, ledger and node, and say how to mend what is wrong. Exit code 1 when something is."""
     settings = read(site, Site)
-    lines = checkup.examine(settings, work) if door is None else []  # with a door, the data are in the other container
-    findings = [Finding(line.about, line.state, f"{line.said}{'; ' if line.next else ''}{line.next}") for line in lines]
+    findings = (
+        checkup.examine(settings, work) if door is None else []
+    )  # with a door, the data are in the other container
     findings += examine(settings, work, door) if work is not None else []
-    if as_json:
-        typer.echo(json.dumps([asdict(f) for f in findings]))
-    else:
-        for f in findings:
-            typer.echo(f"{f.state:8} {f.what:14} {f.text}".rstrip())
-    if any(f.state == "bad" for f in findings):
-        raise typer.Exit(1)
+    report(findings, as_json=as_json)

@@ -1,4 +1,4 @@
-"""`fedsynth server provision | approve | revoke | sites | serve | run`: a federation over a network."""
+"""`fedsynth server provision | approve | revoke | sites | doctor | serve | run`: a federation over a network."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from server.doctor import examine
 from server.link import provision
 from server.link.run import run
 from server.link.serve import serve
 from shared import keys, logs
+from shared.checks import report
 from shared.config import Experiment, read
-from shared.errors import FederationError
+from shared.errors import ConfigError, FederationError
 
 app = typer.Typer()
 
@@ -78,6 +80,21 @@ def sites_command(
         typer.echo(f"{m.site:20} {state:18} {m.fingerprint}")
     for line in provision.warnings(folder):
         typer.echo(f"warning: {line}", err=True)
+
+
+@app.command("doctor", epilog="Example: fedsynth server doctor brains.yaml --json")
+def doctor_command(
+    federation: File, as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False
+) -> None:
+    """Look at keys, certificates, TLS, address, port, sites, journal and machine, and say how to mend what is wrong.
+
+    Exit code 1 when something is bad, 0 otherwise.
+    """
+    settings = read(federation, provision.Federation)
+    folder = federation.resolve().parent / settings.name
+    if not (folder / "server.pem").exists():
+        raise ConfigError(f"{folder} holds no federation; run `fedsynth server provision {federation}` first")
+    report(examine(settings, folder), as_json=as_json)
 
 
 @app.command("serve", epilog="Example: fedsynth server serve brains.yaml")

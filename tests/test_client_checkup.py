@@ -11,23 +11,25 @@ from typer.testing import CliRunner
 
 from client import checkup, cli
 from client.intake.ingest import ingest
+from shared import checks
 from shared.config import Site
 
 Write = Callable[..., list[Path]]
 
 
 @pytest.fixture
-def site(tmp_path: Path, write_series: Write) -> Site:
+def site(tmp_path: Path, write_series: Write, monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.setattr(checks, "kept", lambda: True)
     write_series(tmp_path / "data" / "QZJX")
     return Site(name="a", data=tmp_path / "data", face_removal="none", text_check="none")
 
 
 def states(site: Site, work: Path | None = None) -> dict[str, str]:
     lines = checkup.examine(site, work)
-    assert all(line.next for line in lines if line.state != "good"), "whoever reads it must know what to do"
+    assert all(line.mend for line in lines if line.state != "good"), "whoever reads it must know what to do"
     assert "QZJX" not in str(lines)
     order = ("good", "warning", "bad")
-    return {line.about: max((o.state for o in lines if o.about == line.about), key=order.index) for line in lines}
+    return {line.what: max((o.state for o in lines if o.what == line.what), key=order.index) for line in lines}
 
 
 def test_a_ready_site_has_no_problem(site: Site, tmp_path: Path) -> None:
@@ -43,7 +45,7 @@ def test_settings_that_weaken_privacy_are_named(site: Site) -> None:
     assert states(strict)["settings"] == "good"
     assert states(site.model_copy(update={"epsilon_cap": None}))["settings"] == "bad"
     said = " ".join(
-        line.said for line in checkup.examine(site.model_copy(update={"epsilon_cap": 50.0, "minimum_slices": 2}))
+        line.text for line in checkup.examine(site.model_copy(update={"epsilon_cap": 50.0, "minimum_slices": 2}))
     )
     for name in ("epsilon_cap", "face_removal", "text_check", "minimum_slices"):
         assert name in said
@@ -71,7 +73,7 @@ def test_damage_in_the_work_folder_is_a_problem(
 
 
 def test_a_clock_that_is_wrong_is_a_problem(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkup, "BUILT", checkup.BUILT.replace(year=2090))
+    monkeypatch.setattr(checks, "BUILT", checks.BUILT.replace(year=2090))
     assert states(site)["clock"] == "bad"
 
 

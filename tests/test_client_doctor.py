@@ -10,7 +10,7 @@ import pytest
 from client import dataset, doctor
 from client.link import approval, isolation, line, node
 from server.link import provision
-from shared import bundle
+from shared import bundle, checks
 from shared.config import Site
 from shared.errors import FederationError
 
@@ -23,7 +23,12 @@ def findings(site: Site, work: Path) -> dict[str, str]:
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     """A site with everything in place, but for a server."""
     monkeypatch.setattr(isolation, "available", lambda: True)
-    monkeypatch.setattr(line, "probe", lambda *_: [])
+    monkeypatch.setattr(line, "look", lambda *_: ([], "TLSv1.3"))
+    monkeypatch.setattr(checks, "kept", lambda: True)
+    monkeypatch.setattr(checks, "gpu", lambda: checks.Finding("GPU", "good", "a card"))
+    for name in ("https_proxy", "http_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
     made = Site(name="north", data=tmp_path, face_removal="none")
     dataset.save(dataset.Patient("p", 0, np.zeros((2, 16, 16), np.uint8)), tmp_path / "cohort")
     federation = provision.Federation(name="brains", address="127.0.0.1:9")
@@ -60,10 +65,10 @@ def test_each_fault_is_found_by_itself(site: Site, monkeypatch: pytest.MonkeyPat
     approval.withdraw(site.data, bundle.sha256(bundle.build()))
     assert [w for w, s in findings(site, site.data).items() if s == "bad"] == ["code"]
 
-    def unreachable(*_: object) -> list[str]:
+    def unreachable(*_: object) -> tuple[list[str], str]:
         raise FederationError("the server cannot be reached")
 
-    monkeypatch.setattr(line, "probe", unreachable)
+    monkeypatch.setattr(line, "look", unreachable)
     assert findings(site, site.data)["line"] == "bad"
     open_site = site.model_copy(update={"policy": site.policy.model_copy(update={"app_network": "host"})})
     assert findings(open_site, site.data)["app's network"] == "warning"

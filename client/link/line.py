@@ -7,6 +7,7 @@ from base64 import b64encode
 from email.utils import parsedate_to_datetime
 
 import httpx
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
@@ -23,12 +24,21 @@ def probe(kit: keys.Kit, key: ec.EllipticCurvePrivateKey) -> list[str]:
 
     Returns warnings: what ends soon, and a clock that is wrong.
     """
+    return look(kit, key)[0]
+
+
+def look(kit: keys.Kit, key: ec.EllipticCurvePrivateKey) -> tuple[list[str], str]:
+    """As `probe`, and in one sentence what the line is like."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=kit.ca)
     headers = {FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(public_key_to_bytes(key.public_key())).decode()}
     try:
-        with httpx.Client(verify=context, timeout=20) as line:
-            answer = line.post(f"https://{kit.address}/v1/fleet/", content=b"", headers=headers)
+        with (
+            httpx.Client(verify=context, timeout=20) as line,
+            line.stream("POST", f"https://{kit.address}/v1/fleet/", content=b"", headers=headers) as answer,
+        ):
+            tls = answer.extensions["network_stream"].get_extra_info("ssl_object")
+            version, certificate = tls.version(), tls.getpeercert(binary_form=True)
     except httpx.HTTPError as error:
         raise FederationError(f"{_explain(error)} ({kit.address})") from error
     if answer.status_code == httpx.codes.FORBIDDEN:
@@ -40,12 +50,15 @@ def probe(kit: keys.Kit, key: ec.EllipticCurvePrivateKey) -> list[str]:
         raise FederationError(
             f"{kit.address} answered {answer.status_code}; something else than fedsynth listens there"
         )
-    lines = node.warnings(kit)
+    until = x509.load_der_x509_certificate(certificate).not_valid_after_utc
+    lines = [*node.warnings(kit), *filter(None, [keys.warning("the server's certificate", until)])]
+    said = f"{version} to {kit.address}, its certificate good for {(until - keys.now()).days} days"
     if "date" in answer.headers:
         off = abs((parsedate_to_datetime(answer.headers["date"]) - keys.now()).total_seconds())
+        said += f", clocks {off:.0f} s apart"
         if off > CLOCK_S:
             lines.append(f"this machine's clock and the server's differ by {off:.0f} s; at 300 s requests are refused")
-    return lines
+    return lines, said
 
 
 def _explain(error: httpx.HTTPError) -> str:

@@ -51,6 +51,7 @@ POLL_S = 1.0
 WARN_EVERY_S = 24 * 3600.0
 KNOCK = "/v1/fleet/"  # a node asks whether it is admitted; Flower has nothing there
 BODY_LIMIT = 64 * 1024 * 1024
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "HF_HUB_OFFLINE": "1"}
 
 Scope = MutableMapping[str, Any]
@@ -225,7 +226,8 @@ class Worker:
 
     def __init__(self, port: int, secret: Path) -> None:
         folder = Path(sys.executable).parent
-        self._environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
+        self._environment = {k: v for k, v in os.environ.items() if k.lower() not in PROXIES}  # it speaks to 127.0.0.1
+        self._environment |= {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
         self._command = [str(folder / "flower-superexec"), "--insecure", "--runtime-api-address", f"127.0.0.1:{port}"]
         self._command += ["--superexec-auth-secret-file", str(secret), "--parent-pid", str(os.getpid())]
         self._process = self._begin()
