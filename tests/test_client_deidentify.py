@@ -102,6 +102,43 @@ def test_the_check_of_written_bytes_sees_one_foreign_attribute(make_slice: Make,
     assert not export.within_allow_list(deidentify.encode(rebuilt))
 
 
+def test_the_check_of_written_bytes_sees_bytes_after_the_end_and_a_foreign_preamble(
+    make_slice: Make, key: bytes
+) -> None:
+    written = deidentify.encode(deidentify.rebuild(make_slice(), key))
+    assert export.within_allow_list(written)
+    for damaged in (
+        written + b"QZJX",
+        written[:-1],
+        b"QZJX" + written[4:],
+        written.replace(b"FEDSYNTH", b"QZJXQZJX")[:-2],
+    ):
+        assert not export.within_allow_list(damaged)
+    other = written.replace(deidentify.IMPLEMENTATION_UID.encode(), b"1.2.840.113619.6.43".ljust(44, b"\0"))
+    assert len(other) == len(written) and not export.within_allow_list(other)
+
+
+def test_what_is_written_is_what_pydicom_writes_of_the_same_record(make_slice: Make, key: bytes) -> None:
+    rebuilt = deidentify.rebuild(make_slice(0, np.arange(63).reshape(7, 9)), key)
+    deidentify.claim_clean_pixels(rebuilt)
+    plain = pydicom.FileDataset(
+        "", Dataset(), preamble=deidentify.PREAMBLE, file_meta=pydicom.dataset.FileMetaDataset()
+    )
+    plain.update({each.tag: each for each in rebuilt})
+    plain.file_meta.update({each.tag: each for each in rebuilt.file_meta})
+    buffer = io.BytesIO()
+    plain.save_as(buffer, enforce_file_format=True)
+    assert deidentify.encode(rebuilt) == buffer.getvalue()
+
+
+def test_changing_one_record_changes_no_other(make_slice: Make, key: bytes) -> None:
+    first, second = (deidentify.rebuild(make_slice(), key) for _ in range(2))
+    first.PixelSpacing[0] = 9
+    first.ScanningSequence, first.ImageType[2] = "RM", "X"
+    first.DeidentificationMethodCodeSequence[0].CodeValue = "X"
+    assert expected(content(second)) and expected(content(deidentify.rebuild(make_slice(), key)))
+
+
 def test_two_runs_give_the_same_bytes(make_slice: Make, key: bytes) -> None:
     first, second = (deidentify.encode(deidentify.rebuild(make_slice(), key)) for _ in range(2))
     assert first == second

@@ -13,21 +13,26 @@ Left out: text in the pixels (`client.intake.text`) and faces; retention options
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_dataset, write_file_meta_info
 from pydicom.uid import ExplicitVRLittleEndian
 
-from client.rebuild import enhanced, gates, pixels, rules
+from client.rebuild import elements, enhanced, gates, pixels, rules
 from client.rebuild.manifest import Reason, Withheld
-from client.rebuild.profile import CLEAN_PIXEL_DATA, SOP_CLASSES
+from client.rebuild.profile import BASIC_PROFILE, CLEAN_PIXEL_DATA, SOP_CLASSES
 from client.rebuild.redaction import guarded
 
 IMPLEMENTATION_UID = "2.25.292614219327341873105482071862411273431"
 IMPLEMENTATION_NAME = "FEDSYNTH_0"
+META: dict[str, str | bytes | int] = {  # an empty value is filled in
+    "FileMetaInformationGroupLength": 0,
+    "FileMetaInformationVersion": b"\0\1",
+    "MediaStorageSOPClassUID": "",
+    "MediaStorageSOPInstanceUID": "",
+    "TransferSyntaxUID": ExplicitVRLittleEndian,
+    "ImplementationClassUID": IMPLEMENTATION_UID,
+    "ImplementationVersionName": IMPLEMENTATION_NAME,
+}
 PREAMBLE = b"De-identified by fedsynth: rebuilt from an allow-list (DICOM PS3.15 2026d, 113100)".ljust(128, b"\0")
 
 
@@ -45,25 +50,26 @@ def _rebuild(source: FileDataset, key: bytes, modality: str) -> Dataset:
     gates.check(source, modality)
     sop_class = str(source.SOPClassUID)
     _, table = SOP_CLASSES[sop_class]
-    result = Dataset()
-    result.SOPClassUID = sop_class
+    result = elements.blank()
+    elements.put(result, "SOPClassUID", sop_class)
     rules.apply(table, source, result, key)
     if "NumberOfFrames" in result:
         enhanced.apply_groups(source, result, key)
     elif gates.words(source, "NumberOfFrames") not in {(), ("1",)}:
         raise Withheld(Reason.PIXEL_FORMAT)
-    result.PixelData = pixels.samples(source, str(source.file_meta.TransferSyntaxUID), result)
+    samples = pixels.samples(source, str(source.file_meta.TransferSyntaxUID), result)
     if source.file_meta.TransferSyntaxUID in pixels.LOSSY:
-        result.LossyImageCompression = "01"
-    result["PixelData"].VR = "OW" if result.BitsAllocated > 8 else "OB"
+        elements.put(result, "LossyImageCompression", "01")
+    result.add_new(gates.tag_of("PixelData"), "OW" if result.BitsAllocated > 8 else "OB", samples)
     result.file_meta = file_meta(result)
     return result
 
 
 def claim_clean_pixels(result: Dataset) -> None:
     """Say in a rebuilt record that text was looked for in every frame and none was seen (PS3.15, E.3.1)."""
-    result.BurnedInAnnotation = "NO"
-    result.DeidentificationMethodCodeSequence.append(rules.item(CLEAN_PIXEL_DATA))
+    elements.put(result, "BurnedInAnnotation", "NO")
+    codes = [tuple(code.items()) for code in (BASIC_PROFILE, CLEAN_PIXEL_DATA)]
+    elements.put(result, "DeidentificationMethodCodeSequence", codes)
 
 
 def frames(result: Dataset) -> np.ndarray:
@@ -75,22 +81,15 @@ def frames(result: Dataset) -> np.ndarray:
 
 def file_meta(result: Dataset) -> FileMetaDataset:
     """New file meta information: nothing of the source's."""
-    meta = FileMetaDataset()
-    meta.FileMetaInformationVersion = b"\0\1"
-    meta.MediaStorageSOPClassUID = result.SOPClassUID
-    meta.MediaStorageSOPInstanceUID = result.SOPInstanceUID
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = IMPLEMENTATION_UID
-    meta.ImplementationVersionName = IMPLEMENTATION_NAME
-    return meta
+    made = FileMetaDataset()
+    for keyword, value in META.items():
+        elements.put(made, keyword, value)
+    elements.put(made, "MediaStorageSOPClassUID", str(result.SOPClassUID))
+    elements.put(made, "MediaStorageSOPInstanceUID", str(result.SOPInstanceUID))
+    elements.put(made, "FileMetaInformationGroupLength", len(elements.encode(made)) - 12)
+    return made
 
 
 def encode(result: Dataset) -> bytes:
     """The rebuilt record as a Part 10 file: our own preamble and meta, explicit little endian."""
-    file = DicomBytesIO(PREAMBLE + b"DICM")
-    file.seek(0, io.SEEK_END)
-    file.is_little_endian, file.is_implicit_VR = True, False
-    write_file_meta_info(file, result.file_meta)
-    write_dataset(file, result)
-    written: bytes = file.getvalue()
-    return written
+    return PREAMBLE + b"DICM" + elements.encode(result.file_meta) + elements.encode(result)

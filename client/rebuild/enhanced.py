@@ -9,7 +9,7 @@ from __future__ import annotations
 from pydicom.dataset import Dataset
 from pydicom.uid import MRImageStorage
 
-from client.rebuild import gates, rules
+from client.rebuild import elements, gates, rules
 from client.rebuild.manifest import Reason, Withheld
 from client.rebuild.profile import GROUPS
 
@@ -83,7 +83,7 @@ def _rebuilt(source: Dataset, frame: int, key: bytes) -> dict[str, Dataset]:
     rebuilt = {}
     for name, table in GROUPS.items():
         if name in groups:
-            rebuilt[name] = Dataset()
+            rebuilt[name] = elements.blank()
             rules.apply(table, groups[name], rebuilt[name], key)
     return {name: item for name, item in rebuilt.items() if item}
 
@@ -93,7 +93,7 @@ def _items(source: Dataset, keyword: str) -> list[Dataset]:
 
 
 def _item(groups: dict[str, Dataset]) -> Dataset:
-    item = Dataset()
+    item = elements.blank()
     for name, group in groups.items():
         setattr(item, name, [group])
     return item

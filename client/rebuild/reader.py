@@ -96,6 +96,8 @@ def _parse(path: Path, tags: list[BaseTag | int] | None) -> FileDataset:
             file = _inflated(opened, meta)
         elif syntax not in NATIVE and not _decodable(syntax):
             raise Withheld(Reason.TRANSFER_SYNTAX)
+        elif tags is None:
+            file = io.BytesIO(opened.read())  # pydicom asks for its place after each element: slow of a file
         order = _Order(stop_at_pixels=tags is not None)
         source = read_partial(file, order, specific_tags=tags)
         if not source:  # pydicom returns nothing at all when the file ends inside an element
@@ -132,9 +134,10 @@ class _Order:
         self._asked_before = False
 
     def __call__(self, tag: BaseTag, vr: str | None, length: int) -> bool:
-        repeated = tag == self._last and not self._asked_before
-        self.broken = self.broken or tag < self._last or repeated
+        number = int(tag)
+        repeated = number == self._last and not self._asked_before
+        self.broken = self.broken or number < self._last or repeated
         # With an unexpected encoding pydicom asks about the first tag an extra time, with length 0.
         self._asked_before = self._last == -1 and length == 0
-        self._last = int(tag)
-        return self._stop_at_pixels and tag in PIXEL_TAGS
+        self._last = number
+        return self._stop_at_pixels and number in PIXEL_TAGS

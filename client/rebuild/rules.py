@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from functools import cache
 from typing import Any
 
-from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from client.rebuild import gates, pseudonym
+from client.rebuild import elements, gates, pseudonym
 from client.rebuild.manifest import Reason, Withheld
 from client.rebuild.profile import Rule
+
+RESCALE = ("RescaleSlope", "RescaleIntercept", "RescaleType")
 
 
 def apply(table: Iterable[Rule], source: Dataset, result: Dataset, key: bytes) -> None:
@@ -28,16 +28,10 @@ def apply(table: Iterable[Rule], source: Dataset, result: Dataset, key: bytes) -
         if value is None and rule.required:
             raise Withheld(Reason.REQUIRED)
         if value is not None or rule.empty_if_unknown:
-            result.add_new(gates.tag_of(rule.keyword), vr_of(rule.keyword), value)
-    if "RescaleSlope" not in result or "RescaleIntercept" not in result:  # one without the other means nothing
-        for keyword in {"RescaleSlope", "RescaleIntercept", "RescaleType"} & set(result.dir("Rescale")):
-            delattr(result, keyword)
-
-
-@cache
-def vr_of(keyword: str) -> str:
-    """The value representation of a keyword of the standard."""
-    return str(dictionary_VR(keyword))
+            elements.put(result, rule.keyword, value)
+    if not all(gates.tag_of(keyword) in result for keyword in RESCALE[:2]):  # one without the other means nothing
+        for keyword in RESCALE:
+            result.pop(gates.tag_of(keyword), None)
 
 
 def patient_of(source: Dataset, key: bytes) -> str:
@@ -101,7 +95,7 @@ def numbers(rule: Rule, source: Dataset) -> list[float] | None:
 
 def _written(rule: Rule, value: float) -> Any:
     """The number as its value representation wants it; decimal strings are formatted anew, at most 16 characters."""
-    match vr_of(rule.keyword):
+    match elements.vr_of(rule.keyword):
         case "DS":
             text = f"{value:.{rule.decimals}f}"
             return text.rstrip("0").rstrip(".") if "." in text else text
@@ -113,16 +107,8 @@ def _written(rule: Rule, value: float) -> Any:
 
 def _constant(rule: Rule) -> Any:
     if isinstance(rule.constant, Mapping):
-        return [item(rule.constant)]
+        return [tuple(rule.constant.items())]
     return rule.constant.split("\\") if isinstance(rule.constant, str) and "\\" in rule.constant else rule.constant
-
-
-def item(values: Mapping[str, str]) -> Dataset:
-    """An item of a sequence with these constants."""
-    made = Dataset()
-    for keyword, value in values.items():
-        setattr(made, keyword, value)
-    return made
 
 
 def _one(source: Dataset, keyword: str) -> str:
