@@ -6,6 +6,7 @@ is asked again: a site that had already answered sends the same reply again and 
 
 | what happens                                   | what follows                                                            |
 |------------------------------------------------|-------------------------------------------------------------------------|
+| a site is not there when a round begins        | waited for once, `federation.join_timeout_s`; then rounds go on         |
 | a site never answers                           | `federation.deadline_s` ends the round without it                       |
 | a reply comes after the deadline               | its message has expired; it is not added to a later round               |
 | an answer to another round or another request  | rejected, the site named                                                |
@@ -24,19 +25,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import MessageType
 from flwr.serverapp import Grid
 
 from privacy.statistics import asked
 from server.aggregate import ServerOptimizer, Tensors, aggregator
+from server.asking import POLL_S, Answer, ask
 from server.events import Events
 from shared import messages
 from shared.config import Experiment
 from shared.errors import FederationError, MessageError
-
-POLL_S = 0.2
 
 
 class Strategy:
@@ -70,6 +70,7 @@ class Strategy:
         self.sites, self.minimum_sites, self.largest = sites, minimum_sites, largest
         self.events, self.optimizer, self.after_round = events, optimizer, after_round
         self._clock, self._sleep, self._names = clock, sleep, names
+        self._awaited = sites
         self._met: dict[int, str] = {}  # node -> the site that answered from it
 
     def run(self, grid: Grid, first: int, last: int) -> None:
@@ -92,24 +93,28 @@ class Strategy:
         )
         request = messages.request_id(content)
         expected = {name: tuple(t.shape) for name, t in self.tensors.items()}
-        updates, seen, silent = aggregator(self.settings), set[str](), set(nodes)
-        for message in self._replies(grid, [self._question(node, content) for node in nodes]):
-            silent.discard(message.metadata.src_node_id)
-            reply = self._open(message, expected, number, request, seen)
-            if reply is None:
-                continue
+        updates, seen = aggregator(self.settings), set[str]()
+        answers = ask(
+            grid,
+            nodes,
+            content,
+            MessageType.TRAIN,
+            patience_s=self.settings.deadline_s,
+            clock=self._clock,
+            sleep=self._sleep,
+        )
+        for answer in answers:
             try:
+                reply = self._open(answer, expected, number, request, seen)
                 updates.add(reply)
             except MessageError as error:
-                self._failed(number, message.metadata.src_node_id, str(error))
+                self._failed(number, answer.node, str(error))
                 continue
             seen.add(reply.site)
             told = {"statistics": reply.statistics} if reply.statistics else {}
             self.events.write(
                 "site_replied", round=number, site=reply.site, epsilon=reply.epsilon, bytes=reply.bytes, **told
             )
-        for node in sorted(silent):
-            self._failed(number, node, f"no reply within {self.settings.deadline_s:g} s")
         if len(seen) < self.minimum_sites:
             raise FederationError(
                 f"round {number}: {len(seen)} of {self.sites} sites contributed, the experiment requires {self.minimum_sites}"
@@ -118,55 +123,23 @@ class Strategy:
         self.events.write("round_finished", round=number, contributed=sorted(seen))
         self.after_round(number, self.tensors)
 
-    def _question(self, node: int, content: RecordDict) -> Message:
-        return Message(
-            content=content, message_type=MessageType.TRAIN, dst_node_id=node, ttl=self.settings.deadline_s + 5.0
-        )
-
-    def _replies(self, grid: Grid, questions: list[Message]) -> Iterator[Message]:
-        """Replies as they arrive, one in memory at a time, until all have come or the time is over."""
-        deadline = self._clock() + self.settings.deadline_s
-        waiting = [name for name in grid.push_messages(questions) if name]
-        while waiting and self._clock() < deadline:
-            came = False
-            for name in list(waiting):
-                for message in grid.pull_messages([name]):
-                    waiting.remove(name)
-                    came = True
-                    yield message
-            if not came:
-                self._sleep(POLL_S)
-
     def _open(
-        self, message: Message, expected: messages.Shapes, number: int, request: str, seen: set[str]
-    ) -> messages.TrainReply | None:
-        """A checked reply, or none after the reason has been recorded."""
-        node, reason = message.metadata.src_node_id, "the app at the site failed; its own log says why"
-        if message.has_error():
-            self._failed(number, node, reason)
-            return None
-        try:
-            reply = messages.unpack_reply(message.content, expected, self._asked(number))
-        except MessageError as error:
-            self._failed(number, node, str(error))
-            return None
-        known = self._names()
-        if known and reply.site != known.get(node):
-            self._failed(number, node, "a reply under the name of another site")
-            return None
-        self._met[node] = reply.site
+        self, answer: Answer, expected: messages.Shapes, number: int, request: str, seen: set[str]
+    ) -> messages.TrainReply:
+        """A checked reply. MessageError: what is wrong with it."""
+        reply = answer.opened(
+            lambda content: messages.unpack_reply(content, expected, self._asked(number)), self._names()
+        )
+        self._met[answer.node] = reply.site
         if isinstance(reply, messages.Refusal):
-            reason = reply.reason
-        elif reply.site in seen:
-            reason = "a second reply under the same name"
-        elif reply.request != request:
-            reason = "an answer to another request; a round's answer holds for that round alone"
-        elif (length := _norm(reply.update)) > self.largest:
-            reason = f"an update of length {length:.3g}; an honest one is at most {self.largest:.3g}"
-        else:
-            return reply
-        self._failed(number, node, reason)
-        return None
+            raise MessageError(reply.reason)
+        if reply.site in seen:
+            raise MessageError("a second reply under the same name")
+        if reply.request != request:
+            raise MessageError("an answer to another request; a round's answer holds for that round alone")
+        if (length := _norm(reply.update)) > self.largest:
+            raise MessageError(f"an update of length {length:.3g}; an honest one is at most {self.largest:.3g}")
+        return reply
 
     def _failed(self, number: int, node: int, reason: str) -> None:
         site = (self._met | self._names()).get(node, f"node {node}")
@@ -177,10 +150,12 @@ class Strategy:
         return set(asked(self.experiment.privacy.statistics, number))
 
     def nodes(self, grid: Grid) -> list[int]:
-        """All nodes, once all sites have joined or the time for it is over."""
+        """All nodes, once all sites have joined or the time for it is over. A site that was waited for in vain is not waited
+        for again until it has been there once more."""
         deadline = self._clock() + self.settings.join_timeout_s
-        while len(nodes := sorted(grid.get_node_ids())) < self.sites and self._clock() < deadline:
-            self._sleep(0.5)
+        while len(nodes := sorted(grid.get_node_ids())) < self._awaited and self._clock() < deadline:
+            self._sleep(POLL_S)
+        self._awaited = min(self.sites, len(nodes))
         if len(nodes) < self.minimum_sites:
             raise FederationError(
                 f"{len(nodes)} of {self.sites} sites joined within {self.settings.join_timeout_s:g} s, "

@@ -21,6 +21,7 @@ from typing import Any
 
 from client.app import SEED_VARIABLE, SITES_VARIABLE
 from server.events import read
+from shared import ports
 from shared.config import Experiment
 from shared.errors import FederationError
 
@@ -118,7 +119,7 @@ def _submit(experiment: Experiment, out: Path, sites: int, home: Path, environme
 @contextmanager
 def _superlink(home: Path, environment: dict[str, str]) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A SuperLink with Flower's simulation engine on free ports of the loopback interface."""
-    port = _free_port()
+    port = ports.free()
     command = [
         "flower-superlink",
         "--simulation",
@@ -191,12 +192,6 @@ def _wait_until_open(port: int, process: subprocess.Popen[bytes], home: Path) ->
                 return
         time.sleep(0.2)
     raise FederationError(f"the SuperLink did not start; see {home / 'superlink.log'}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _failed(home: Path, environment: dict[str, str]) -> bool:

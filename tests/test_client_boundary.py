@@ -14,7 +14,11 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, MetricRecord, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectUnavailableError,
+    inflate_object_from_contents,
+)
 
 from client import app, dataset
 from client.link import approval, journal, node
@@ -56,6 +60,7 @@ class Line:
         self.head = ""
         self.times: list[float] = []
         self.pulled: list[str] = []
+        self.late = 0  # how often a part is asked for before it is there; negative: it is gone
 
     def connection(self) -> tuple[Any, ...]:
         run = SimpleNamespace(run_id=7, fab_hash=bundle.sha256(self.code), primary_task_type="flwr-serverapp")
@@ -77,6 +82,10 @@ class Line:
 
     def pull(self, _run: int, name: str) -> bytes:
         self.pulled.append(name)
+        if self.pulled.count(name) <= self.late:
+            raise ObjectUnavailableError(name)
+        if self.late < 0:
+            raise ObjectPullError(name, "the object could not be found")
         return self.objects[name]
 
     def send(self, message: Message, tree: Any, seconds: float) -> tuple[set[str], str]:
@@ -148,6 +157,35 @@ def honest(site: Site) -> Callable[[Message], Message]:
 
 def kinds(site: Site) -> list[str]:
     return [event["kind"] for event in journal.read(site.data) if event["kind"] not in ("approved", "withdrawn")]
+
+
+def test_a_request_that_the_server_is_still_storing_is_waited_for_and_not_refused(site: Site) -> None:
+    """A refusal would take the request away from under the server's hands, and end its run."""
+    line = Line(request(), OURS)
+    line.late = 2
+    reply, started = exchange(site, line)
+    assert started
+    assert isinstance(reply, messages.TrainReply)
+    assert "refused" not in kinds(site)
+
+
+def test_a_request_that_was_taken_back_is_dropped_without_an_answer(site: Site) -> None:
+    line = Line(request(), OURS)
+    line.late = -1
+    _, receive, *_ = Boundary(site, site.data, {}).wrap(line.connection())
+    assert receive() is None
+    assert line.head == ""
+    assert kinds(site) == ["dropped"]
+
+
+def test_a_request_that_never_arrives_whole_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.link.parcel.PATIENCE_S", 0.2)
+    line = Line(request(), OURS)
+    line.late = 10**9
+    reply, started = exchange(site, line)
+    assert not started
+    assert isinstance(reply, messages.Refusal)
+    assert "did not send all of it" in reply.reason
 
 
 def test_an_honest_round_passes_and_is_written_down(site: Site) -> None:
@@ -439,7 +477,7 @@ def test_a_reply_that_nobody_asked_for_is_dropped(site: Site) -> None:
 
 
 def test_an_announced_reply_that_never_comes_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.link.boundary.PATIENCE_S", 0.2)
+    monkeypatch.setattr("client.link.parcel.PATIENCE_S", 0.2)
     line = Line(request(), OURS)
     _, receive, send, *_ = Boundary(site, site.data, dict.fromkeys(["x"], b"")).wrap(line.connection())
     got = receive()

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from client.intake.ingest import IngestReport, ingest
 from client.pacs import pull, spool
 from client.proof import verify
 from client.rebuild import manifest
+from shared import ports
 from shared.config import Site
 from shared.errors import DataError
 
@@ -38,12 +38,6 @@ WORD, NUMBER = "QZJX", "771234567"
 WAYS = ("dicomweb", "dimse")
 
 
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
-
-
 class Orthanc:
     """A real PACS on loopback, with its own folder and ports.
 
@@ -53,7 +47,7 @@ class Orthanc:
 
     def __init__(self, folder: Path, certificates: Path | None = None) -> None:
         self.folder, self.certificates = folder, certificates
-        self.http, self.dicom, self.ours = free_port(), free_port(), free_port()
+        self.http, self.dicom, self.ours = ports.free(), ports.free(), ports.free()
         folder.mkdir()
         tls = {} if certificates is None else {
             "DicomTlsEnabled": True, "DicomTlsCertificate": str(certificates / "pacs.pem"),
@@ -387,7 +381,7 @@ def test_an_archive_that_does_not_know_us_says_so_in_our_words(pacs: Orthanc, tm
     with pytest.raises(DataError, match="do not know our AE title"):
         run(settings, tmp_path / "work")
     assert not (tmp_path / "work" / "manifest.jsonl").exists()
-    settings["dimse"] |= {"calling_ae": "FEDSYNTH", "port": free_port()}
+    settings["dimse"] |= {"calling_ae": "FEDSYNTH", "port": ports.free()}
     with pytest.raises(DataError, match="no association"):
         run(settings, tmp_path / "work")
 

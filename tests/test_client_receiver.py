@@ -13,6 +13,7 @@ from pydicom.dataset import FileDataset
 
 from client.pacs import archive, dimse, receiver, spool
 from client.rebuild import redaction
+from shared import ports
 from shared.errors import DataError
 from shared.pacs import Dimse
 
@@ -26,9 +27,7 @@ def door() -> Iterator[Callable[..., tuple[receiver.Receiver, int]]]:
     opened = []
 
     def start(**way: Any) -> tuple[receiver.Receiver, int]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = ports.free()
         settings = Dimse.model_validate(DIMSE | {"listen_port": port} | way)
         made = receiver.Receiver(settings, 5, archive.Pace(1000))
         made.start()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import ArrayRecord, Error, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from server.aggregate import ServerOptimizer
 from server.events import Events, read
@@ -18,57 +19,11 @@ from server.strategy import Strategy, largest_update
 from shared import messages
 from shared.config import Experiment, Federation, Privacy, Training
 from shared.errors import FederationError
+from simulations.memory_grid import Clock, MemoryGrid, Site, inside_a_run
 
 EXPERIMENT = Experiment(
     name="t", training=Training(rounds=3), federation=Federation(deadline_s=10.0, join_timeout_s=5.0, attempts=2)
 )
-Site = Callable[
-    [RecordDict, int], RecordDict | Error | None
-]  # the request, how often it was asked -> an answer, or silence
-
-
-class Clock:
-    """Time that passes only when somebody sleeps."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
-class FakeGrid:
-    """Flower's grid as the strategy sees it: questions in, replies out, in any order and at any time."""
-
-    def __init__(self, sites: dict[int, Site], clock: Clock, delay_s: dict[int, float] | None = None) -> None:
-        self.sites, self.clock, self.delay_s = sites, clock, delay_s or {}
-        self.ready: dict[str, tuple[float, Message]] = {}
-        self.asked: dict[int, int] = dict.fromkeys(sites, 0)
-        self.held = self.most_held = 0
-
-    def get_node_ids(self) -> list[int]:
-        return list(self.sites)
-
-    def push_messages(self, questions: Iterable[Message]) -> list[str]:
-        names = []
-        for question in questions:
-            node = question.metadata.dst_node_id
-            self.asked[node] += 1
-            name = f"{node}-{self.asked[node]}"
-            question.metadata.__dict__["_message_id"] = name
-            answer = self.sites[node](question.content, self.asked[node])
-            if answer is not None:
-                kind = {"error": answer} if isinstance(answer, Error) else {"content": answer}
-                self.ready[name] = (self.clock() + self.delay_s.get(node, 0.0), Message(**kind, reply_to=question))
-            names.append(name)
-        return names
-
-    def pull_messages(self, names: Iterable[str]) -> list[Message]:
-        found = [name for name in names if name in self.ready and self.ready[name][0] <= self.clock()]
-        return [self.ready.pop(name)[1] for name in found]
 
 
 def good(name: str, value: float = 1.0, weight: float = 1.0, **changes: object) -> Site:
@@ -83,21 +38,22 @@ def good(name: str, value: float = 1.0, weight: float = 1.0, **changes: object) 
 
 
 @pytest.fixture(autouse=True)
-def _inside_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower's messages can only be made inside a run."""
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
+def _inside_a_run() -> Iterator[None]:
+    with inside_a_run():
+        yield
 
 
 def run(
     tmp_path: Path, sites: dict[int, Site], *, minimum: int = 1, last: int = 1, delay_s: dict[int, float] | None = None,
-    largest: float = math.inf, names: Callable[[], dict[int, str]] = dict, **federation: object,
-) -> tuple[dict[str, torch.Tensor], list[dict[str, object]], FakeGrid]:  # fmt: skip
+    largest: float = math.inf, names: Callable[[], dict[int, str]] = dict,
+    keep: Callable[[MemoryGrid], None] = lambda _: None, **federation: object,
+) -> tuple[dict[str, torch.Tensor], list[dict[str, object]], MemoryGrid]:  # fmt: skip
     clock = Clock()
     settings = EXPERIMENT.federation.model_copy(update=federation)
     experiment = EXPERIMENT.model_copy(update={"federation": settings})
     tensors = {"a": torch.zeros(3), "b": torch.zeros(2, 2)}
-    grid = FakeGrid(sites, clock, delay_s)
+    grid = MemoryGrid(sites, clock, delay_s)
+    keep(grid)
     events = Events(tmp_path / "events.jsonl")
     strategy = Strategy(
         experiment, tensors, noise_multiplier=1.0, sites=len(sites), minimum_sites=minimum, largest=largest, events=events,
@@ -230,6 +186,32 @@ def test_too_few_good_replies_are_asked_again_and_then_end_the_run(tmp_path: Pat
     assert grid.asked == {1: 2, 2: 2}
     with pytest.raises(FederationError, match="1 of 2 sites contributed, the experiment requires 2"):
         run(tmp_path / "again", {1: good("x"), 2: lambda *_: None}, minimum=2)
+
+
+def test_a_site_that_drops_the_question_while_it_is_handed_out_takes_nobody_with_it(tmp_path: Path) -> None:
+    def drops(*_: object) -> RecordDict:
+        raise ObjectPushError("a", 1, "b")
+
+    tensors, events, grid = run(tmp_path, {1: drops, 2: good("y", 5.0)})
+    assert torch.equal(tensors["a"], torch.full((3,), 5.0))
+    assert failures(events) == {"node 1": "the request could not be handed to it"}
+    assert grid.clock.now < 1.0
+
+
+def test_a_site_that_stays_away_is_waited_for_once_and_asked_again_when_it_is_back(tmp_path: Path) -> None:
+    left: list[float] = []
+
+    def counts(request: RecordDict, asked: int) -> RecordDict | None:
+        left.append(grid[0].clock.now)
+        grid[0].absent = {2} if asked < 3 else set()
+        return good("x")(request, asked)
+
+    grid: list[MemoryGrid] = []
+    _, events, found = run(tmp_path, {1: counts, 2: good("y")}, last=6, keep=grid.append)
+    waits = [later - earlier for earlier, later in itertools.pairwise(left)]
+    assert [w > 4 for w in waits] == [True, False, False, False, False]  # join_timeout_s is 5
+    assert found.asked[2] == 1 + 3  # before it left, and from the fourth round on
+    assert len([e for e in events if e["event"] == "round_finished"]) == 6
 
 
 def test_too_few_nodes_end_the_run_in_words(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ themselves. That is what approving the bundle is for. The time of a reply is vis
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,12 +27,16 @@ from typing import Any
 import httpx
 from flwr.app import Message, MessageType, RecordDict
 from flwr.supercore.constant import TaskType
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectUnavailableError,
+    inflate_object_from_contents,
+)
 from flwr.supercore.run import RunNotRunningException
 
 from client import budget, dataset, policy
-from client.link import approval, journal
+from client.link import approval, journal, parcel
 from privacy import ledger, statistics
 from shared import bundle, messages, weights
 from shared.config import Experiment, Site
@@ -42,8 +45,9 @@ from shared.journal import configuration
 from shared.network import shapes
 
 LOG = logging.getLogger("fedsynth.client")
-OBJECTS = 100_000  # of one message
-PATIENCE_S = 600.0  # for the bytes of a reply that the app has announced
+PATIENCE_S = (
+    600.0  # for the bytes of a message that was announced: by the app, or by the server, which is still storing it
+)
 
 
 @dataclass
@@ -101,6 +105,9 @@ class Boundary:
                 return message, tree
             except (httpx.HTTPError, RunNotRunningException):
                 raise  # of the line, not of the request
+            except ObjectPullError:
+                journal.write(self.work, "dropped", reason="a request that the server took back")
+                return None
             except Exception as error:  # noqa: BLE001 - whatever is wrong with a request, it goes no further
                 reason = f"{type(error).__name__}: {error}" if isinstance(error, FedsynthError) else "unreadable"
                 LOG.error("refused a request: %s", reason)
@@ -151,14 +158,13 @@ class Boundary:
                 f"{self.site.name} only trains and judges releases; this is `{str(message.metadata.message_type)[:40]}`"
             )
         self._check_bundle(run, get_fab)
-        contents: dict[str, bytes] = {}
-        size = 0
-        for part in iterate_object_tree(tree):
-            if part.object_id not in contents:
-                contents[part.object_id] = pull_object(run_id, part.object_id)
-                size += len(contents[part.object_id])
-            if size > self.limit or len(contents) > OBJECTS:
-                raise PolicyError(f"the request is larger than {self.site.name} permits (`policy.megabytes`)")
+        contents = parcel.collect(
+            tree,
+            lambda name: bytes(pull_object(run_id, name)),
+            limit=self.limit,
+            large=PolicyError(f"the request is larger than {self.site.name} permits (`policy.megabytes`)"),
+            short=FederationError("the server announced a request and did not send all of it"),
+        )
         opened = inflate_object_from_contents(tree.object_id, dict(contents), keep_object_contents=True)
         if not isinstance(opened, Message) or not opened.has_content():
             raise MessageError("the request holds nothing")
@@ -228,7 +234,10 @@ class Boundary:
         """What may leave in place of the app's reply."""
         try:
             if message.has_error():
-                raise FederationError("the site's app failed; its own log says why")
+                journal.write(
+                    self.work, "failed", run=str(asked.message.metadata.run_id), reason="the app's process ended"
+                )
+                return messages.Refusal(self.site.name, "the site's app failed; its own log says why")
             opened = inflate_object_from_contents(tree.object_id, self._collect(tree))
             if not isinstance(opened, Message) or not opened.has_content():
                 raise MessageError("the app's reply holds nothing")
@@ -256,18 +265,18 @@ class Boundary:
 
     def _collect(self, tree: Any) -> dict[str, bytes]:
         """The bytes of the app's reply. MessageError when they are too many or do not come."""
-        contents: dict[str, bytes] = {}
-        deadline, size = time.monotonic() + PATIENCE_S, 0
-        for part in iterate_object_tree(tree):
-            while not (data := self.store.get(part.object_id)):
-                if data is None or time.monotonic() > deadline:
-                    raise MessageError("the app announced a reply and did not send all of it")
-                time.sleep(0.1)
-            size += 0 if part.object_id in contents else len(data)
-            contents[part.object_id] = data
-            if size > self.limit or len(contents) > OBJECTS:
-                raise MessageError("the app's reply is larger than the policy permits")
-        return contents
+        short = MessageError("the app announced a reply and did not send all of it")
+
+        def get(name: str) -> bytes:
+            data: bytes | None = self.store.get(name)
+            if data is None:
+                raise short
+            if not data:
+                raise ObjectUnavailableError(name)
+            return data
+
+        large = MessageError("the app's reply is larger than the policy permits")
+        return parcel.collect(tree, get, limit=self.limit, large=large, short=short)
 
     def _on_the_ledger(self, asked: Asked, figures: dict[str, float]) -> None:
         """PolicyError unless the ledger holds what this round of this experiment costs: its steps, and each figure."""

@@ -34,7 +34,7 @@ from flwr.supernode.nodestate import NodeStateFactory
 
 from client.link import isolation, journal, line, node, starter
 from client.link.boundary import Boundary
-from shared import keys, logs
+from shared import keys, logs, ports
 from shared.config import Site, read
 from shared.errors import DataError, FederationError, FedsynthError
 
@@ -91,7 +91,7 @@ def _connect(
     boundary = Boundary(site, work, states.objectstore_factory.store())
     _check_seam()
     flower.http_request_response = boundary.around(flower.http_request_response)
-    port = starter.free_port()
+    port = ports.free()
     local = isolated or apart
     where: dict[str, Any] = {"uds": str(place / starter.SOCKET)} if local else {"host": "127.0.0.1", "port": port}
     app = create_app(state_factory=states, superexec_auth_secret=secret)

@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from client.link import isolation
 from client.link.supervise import QUIET, end
+from shared import ports
 from shared.config import Site, read
 from shared.errors import DataError, FederationError
 
@@ -72,7 +72,7 @@ def run(site_file: Path, work: Path, door: Path) -> None:
 
 def _once(door: Path, secret: bytes, stop: threading.Event) -> None:
     LOG.info("the app works for the node at %s", door)
-    process = start(door, free_port(), isolated=True, apart=True)
+    process = start(door, ports.free(), isolated=True, apart=True)
     try:
         while process.poll() is None and _secret(door) == secret and not stop.wait(POLL_S):
             pass
@@ -86,9 +86,3 @@ def _secret(door: Path) -> bytes:
         return (door / SECRET).read_bytes()
     except FileNotFoundError:
         return b""
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

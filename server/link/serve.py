@@ -23,7 +23,6 @@ import math
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -43,7 +42,7 @@ from flwr.superlink.main import create_app
 
 from server.link import jobs, provision
 from server.link.provision import Federation
-from shared import journal, keys
+from shared import journal, keys, ports
 from shared.errors import FederationError
 
 LOG = logging.getLogger("fedsynth.server")
@@ -121,7 +120,7 @@ def serve(federation: Federation, folder: Path) -> None:
         signal.signal(number, lambda *_: stop.set())
     os.environ.update(QUIET | {"FLWR_HOME": str(keys.private_folder(state / "flower"))})
     os.umask(0o077)
-    inner_port = _free_port()
+    inner_port = ports.free()
     secret = state / "tasks.secret"
     secret.unlink(missing_ok=True)
     keys.write_secret(secret, secrets.token_bytes(32))
@@ -267,9 +266,3 @@ def _reconcile(folder: Path, state: Any, doors: Doors) -> dict[int, str]:
             LOG.info("shut out %s", member.site)
     doors.admitted = admitted
     return names
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

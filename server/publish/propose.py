@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Message, MessageType
+from flwr.app import MessageType
 from flwr.serverapp import Grid
 
 from server import checkpoint
+from server.asking import ask
 from server.events import Events
 from server.link.nodes import names
 from server.measure.heldout import Heldout
@@ -87,26 +88,22 @@ def propose(
             heldout.label_N,
         )
     )
-    asked = [Message(content=content, message_type=MessageType.QUERY, dst_node_id=node) for node in nodes(grid)]
     said: dict[str, bool] = {}
-    for message in grid.send_and_receive(asked, timeout=TIMEOUT_S):
-        node = message.metadata.src_node_id
+    for answer in ask(grid, nodes(grid), content, MessageType.QUERY, patience_s=TIMEOUT_S):
         known = names(out)
-        site, reason = known.get(node) or f"node {node}", "the app at the site failed; its own log says why"
-        if not message.has_error():
-            try:
-                reply = messages.unpack_verdict(message.content)
-                if known and reply.site != known.get(node):
-                    raise MessageError("an answer under the name of another site")
-                site = reply.site
-                if isinstance(reply, messages.Verdict) and site not in said:
-                    said[site] = reply.passed
-                    events.write("site_judged", site=site, passed=reply.passed)
-                    continue
-                reason = reply.reason if isinstance(reply, messages.Refusal) else "a second answer under the same name"
-            except MessageError as error:
-                reason = str(error)
-        events.write("site_did_not_judge", site=site, reason=reason)
+        site = known.get(answer.node, f"node {answer.node}")
+        try:
+            reply = answer.opened(messages.unpack_verdict, known)
+            site = reply.site
+            if isinstance(reply, messages.Refusal):
+                raise MessageError(reply.reason)
+            if site in said:
+                raise MessageError("a second answer under the same name")
+        except MessageError as error:
+            events.write("site_did_not_judge", site=site, reason=str(error))
+            continue
+        said[site] = reply.passed
+        events.write("site_judged", site=site, passed=reply.passed)
     found = {"images_sha256": about, "sites": dict(sorted(said.items()))}
     write_bytes(out / ANSWERS, json.dumps(found, indent=2).encode())
 
