@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
+import re
+import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
+import uvicorn
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from client import dataset, doctor
 from client.link import approval, isolation, line, node
 from server.link import provision
-from shared import bundle, checks
+from server.link.serve import Doors, _start
+from shared import bundle, checks, keys
 from shared.config import Site
 from shared.errors import FederationError
 
@@ -89,3 +95,32 @@ def test_a_server_that_is_not_there_is_explained(site: Site, monkeypatch: pytest
     monkeypatch.undo()
     with pytest.raises(FederationError, match="cannot be reached; is it running"):
         line.probe(node.load_kit(site.data), node.private_key(site.data))
+
+
+def test_a_good_line_is_described_with_its_tls_its_certificate_and_its_clock(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real connection, through the server's own door."""
+    monkeypatch.undo()
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    key = node.private_key(site.data)
+    doors = Doors(None)  # type: ignore[arg-type]
+    doors.admitted = {public_key_to_bytes(key.public_key())}
+    files = {"ssl_certfile": tmp_path / "brains" / "server.pem", "ssl_keyfile": tmp_path / "brains" / "server.key"}
+    server = _start(
+        uvicorn.Config(doors.outer(), host="127.0.0.1", port=port, lifespan="off", log_config=None, ws="none", **files)
+    )
+    kit = node.load_kit(site.data).model_copy(update={"address": f"127.0.0.1:{port}"})
+    try:
+        warnings, said = line.look(kit, key)
+        assert warnings == []
+        assert re.fullmatch(
+            rf"TLSv1\.[23] to 127\.0\.0\.1:{port}, its certificate good for 36\d days, clocks \d+ s apart", said
+        )
+        real = keys.now()
+        monkeypatch.setattr(keys, "now", lambda: real + datetime.timedelta(seconds=200))
+        assert "differ by 2" in line.probe(kit, key)[0]
+    finally:
+        server.should_exit = True

@@ -38,7 +38,7 @@ def look(kit: keys.Kit, key: ec.EllipticCurvePrivateKey) -> tuple[list[str], str
             line.stream("POST", f"https://{kit.address}/v1/fleet/", content=b"", headers=headers) as answer,
         ):
             tls = answer.extensions["network_stream"].get_extra_info("ssl_object")
-            version, certificate = tls.version(), tls.getpeercert(binary_form=True)
+            version, certificate = tls.version(), tls.getpeercert(True)
     except httpx.HTTPError as error:
         raise FederationError(f"{_explain(error)} ({kit.address})") from error
     if answer.status_code == httpx.codes.FORBIDDEN:
