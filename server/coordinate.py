@@ -21,6 +21,7 @@ from server.aggregate import ServerOptimizer, Tensors
 from server.events import Events, read
 from server.link.nodes import names
 from server.measure.evaluate import Evaluator, Heldout
+from server.measure.study import study
 from server.plan import plan
 from server.publish.draw import draw
 from server.publish.propose import propose
@@ -104,6 +105,7 @@ def coordinate(grid: Grid, experiment: Experiment, out: Path) -> None:
         names=lambda: names(out),
     )
     strategy.run(grid, done + 1, rounds)
+    _study(experiment, evaluator, heldout, events, out)
     # What would be released: drawn here, so that every site can be asked about it while it is still connected
     propose(grid, experiment, model, strategy.nodes, heldout, events, out)
     events.write("run_finished", round=rounds)
@@ -139,6 +141,26 @@ def _evaluate(
         checkpoint.mark_best(
             out / "checkpoints", best["round"], SELECTION_METRIC, best["metrics"][SELECTION_METRIC]["value"]
         )
+
+
+def _study(experiment: Experiment, evaluator: Evaluator, heldout: Heldout, events: Events, out: Path) -> None:
+    """Biomarkers and downstream utility of the best round, from the images that its figures were measured on; once."""
+    best = checkpoint.best(out / "checkpoints")
+    if best is None or any(e["event"] == "studied" and e["round"] == best for e in read(events.path)):
+        return
+    events.write("studying", round=best)
+    with np.load(out / "samples" / f"round-{best:03d}.npz", allow_pickle=False) as drawn:
+        found = study(
+            heldout,
+            drawn["x_NHW"],
+            drawn["label_N"],
+            list(experiment.classes),
+            bootstrap=experiment.evaluation.bootstrap,
+            seed=experiment.seed,
+            with_utility=experiment.evaluation.utility and len(experiment.classes) > 1,
+            real_Nd=evaluator.features,
+        )
+    events.write("studied", **({"round": best} | found))
 
 
 def _inception_weights() -> Path | None:

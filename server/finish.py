@@ -68,6 +68,14 @@ def summarise(out: Path) -> dict[str, Any]:
         "seconds": events[-1]["seconds"],
         "device": start["device"],
         "statistics": _statistics(experiment, replies),
+        "studied": next(
+            (
+                {k: e[k] for k in ("biomarkers", "utility", "notes")}
+                for e in reversed(events)
+                if e["event"] == "studied"
+            ),
+            None,
+        ),
         "base": {"name": experiment.base, "sha256": base_sha256(experiment)},
         "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
     }
@@ -109,6 +117,7 @@ def publish(
         experiment=experiment.name,
         base=f"{experiment.base} (sha256 {summary['base']['sha256']})",
         metrics={name: rounds.get(str(best), {}) for name, rounds in summary["metrics"].items()},
+        studied=summary["studied"] or {},
     )
     formal = release.formal(statement, settings)
     if not formal[0].passed:

@@ -193,7 +193,10 @@ class Performance(Record):
 
 
 class Evaluation(Record):
-    """Central evaluation on held-out patients. `every`: rounds between evaluations; round 0 and the last always."""
+    """Central evaluation on held-out patients. `every`: rounds between evaluations; round 0 and the last always.
+
+    utility   once, on the best round's images: what classifiers that saw them alone know of real patients; half a minute
+    """
 
     every: Positive = 1
     samples: Positive = 240
@@ -201,6 +204,7 @@ class Evaluation(Record):
     sampler_steps: Annotated[int, Field(ge=2, le=1000)] = 16
     guidance: Annotated[float, Field(ge=0, le=10)] = 1.0
     bootstrap: Annotated[int, Field(ge=20)] = 200
+    utility: bool = True
 
 
 class Gate(Record):

@@ -120,3 +120,47 @@ def test_frd_comes_from_its_authors_package_or_not_at_all(
     assert compare(real, drawn, bootstrap=20, with_radiomics=True).extras == {"FRD": {"value": 1.0, "floor": 2.0}}
     assert [len(side) for side in calls[0]] == [24, 6]
     assert [len(side) for side in calls[1]] == [12, 12]
+
+
+def test_labelled_sets_are_studied_by_class_and_unlike_labels_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from server.measure import study, utility
+    from server.measure.compare_page import write_page
+
+    monkeypatch.setattr(utility, "STEPS", 3)
+    y, x = np.mgrid[-1:1:32j, -1:1:32j]
+
+    def brains(folder: Path, seed: int, names: tuple[str, ...]) -> Path:
+        rng = np.random.default_rng(seed)
+        for label, name in enumerate(names):
+            for p in range(3):
+                for i in range(4):
+                    r = np.hypot(y, x * rng.uniform(1, 1.1))
+                    x_HW = np.select([r < 0.15 + 0.1 * label, r < 0.5, r < 0.8], [40, 200, 120], 0)
+                    x_HW = x_HW + (x_HW > 0) * rng.integers(-9, 9, x_HW.shape)
+                    path = folder / name / f"{seed}-{p}" / f"{i}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(x_HW.astype(np.uint8)).save(path)
+        return folder
+
+    real, drawn = brains(tmp_path / "real", 1, ("well", "ill")), brains(tmp_path / "drawn", 2, ("well", "ill"))
+    found = compare(real, drawn, bootstrap=20, with_utility=True)
+    assert set(found.studied["biomarkers"]["markers"]) == {"well", "ill"}
+    assert set(found.to_dict()["utility"]["scores"]) == {"linear probe", "small CNN"}
+    assert len(study.biomarker_rows(found.studied)) == 10
+    assert len(study.utility_rows(found.studied)) == 4
+    write_page(found, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    for words in (
+        "Downstream utility",
+        "ventricle-to-brain ratio",
+        "24 synthetic images alone, tested on 6 real patients",
+    ):
+        assert words in page
+    card = study.markdown(found.studied)
+    assert "| linear probe | AUROC |" in card
+    assert card.count("\n| ventricle-to-brain ratio |") == 2
+    unlike = brains(tmp_path / "unlike", 3, ("a", "ill"))
+    with pytest.raises(DataError, match="1 class name"):
+        compare(real, unlike, bootstrap=20, with_utility=True)

@@ -44,6 +44,7 @@ class Follow:
     def __call__(self, event: dict[str, Any]) -> None:
         kind, number = event["event"], event.get("round")
         say = {
+            "studying": f"round {number}: biomarkers and downstream utility",
             "evaluating": f"round {number}/{self.rounds}: drawing and evaluating",
             "round_started": f"round {number}/{self.rounds}: training",
         }.get(kind)

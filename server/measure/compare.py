@@ -18,6 +18,7 @@ from server.measure import gallery, radiomics
 from server.measure.evaluate import Evaluator, Figure
 from server.measure.gallery import Gallery
 from server.measure.heldout import Heldout
+from server.measure.study import study
 from shared.errors import DataError
 
 
@@ -26,6 +27,7 @@ class Comparison:
     """What came of it: figures by name, how they were made, what must be known to read them, and the images themselves.
 
     extras   figures with a floor but without an interval
+    studied  biomarkers and downstream utility (see `study`), none where the sets have no class in common
     """
 
     real: Gallery
@@ -34,12 +36,15 @@ class Comparison:
     extras: dict[str, dict[str, float]]
     protocol: dict[str, Any]
     notes: list[str]
+    studied: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """For scripts: no path, no patient."""
         return {
             "figures": {name: figure.to_dict() for name, figure in self.figures.items()},
             "without_interval": self.extras,
+            "biomarkers": self.studied["biomarkers"],
+            "utility": self.studied["utility"],
             "protocol": self.protocol,
             "notes": self.notes,
         }
@@ -57,6 +62,7 @@ def compare(
     inception_weights: Path | None = None,
     lpips_weights: Path | None = None,
     with_radiomics: bool = False,
+    with_utility: bool = False,
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
@@ -66,7 +72,9 @@ def compare(
     images     at most so many of either set
     size       pixels a side; none: the smaller of the two sets' own, between 16 and 256
 
-    DataError where a set cannot be read or is too small.
+    with_utility   also train classifiers on either set; the sets must have two class names in common
+
+    DataError where a set cannot be read or is too small, or lacks classes that utility needs.
     """
     entries = gallery.survey(real, patients), gallery.survey(synthetic)
     found = [len(e) for e in entries]
@@ -79,6 +87,11 @@ def compare(
     b = gallery.load(chosen[1], pixels, lambda done, _: told(len(chosen[0]) + done, total))
     if len(b.x_NHW) < 2:
         raise DataError("the synthetic set holds a single image; at least 2 are needed")
+    if with_utility and len(_common(a, b)) < 2:
+        raise DataError(
+            f"the sets have {len(_common(a, b))} class name(s) in common; downstream utility needs two. Label both alike: "
+            "class/patient/image, or `label` in metadata.jsonl"
+        )
     heldout = Heldout(a.x_NHW, a.patient_N, a.label_N)
     evaluator = Evaluator(
         heldout,
@@ -90,6 +103,7 @@ def compare(
         cache=cache,
     )
     figures = evaluator(b.x_NHW, b.patient_N if b.patients_known else None)
+    studied = _studied(a, b, heldout, evaluator, bootstrap, seed, with_utility)
     extras = {"FRD": radiomics.frd(heldout, b.x_NHW, seed)} if with_radiomics else {}
     protocol = evaluator.protocol | {
         "pixels": pixels,
@@ -102,7 +116,37 @@ def compare(
         "seed": seed,
         "versions": {name: version(name) for name in ("fedsynth", "torch", "torchmetrics")},
     }
-    return Comparison(a, b, figures, extras, protocol, _notes(a, b, found, sides, pixels, images))
+    notes = _notes(a, b, found, sides, pixels, images) + studied["notes"]
+    return Comparison(a, b, figures, extras, protocol, notes, studied)
+
+
+def _common(a: Gallery, b: Gallery) -> list[str]:
+    return [name for name in a.classes if name in b.classes]
+
+
+def _studied(
+    a: Gallery, b: Gallery, heldout: Heldout, evaluator: Evaluator, bootstrap: int, seed: int, with_utility: bool
+) -> dict[str, Any]:
+    """Biomarkers and utility in the classes that both sets name."""
+    classes = _common(a, b)
+    # Without a common name there are no classes to compare: every image of either set is one
+    names = classes or [""]
+    label_N, label_M = (
+        np.array([names.index(name) if name in names else -1 for name in g.classes])[g.label_N]
+        if classes
+        else 0 * g.label_N
+        for g in (a, b)
+    )
+    return study(
+        Heldout(heldout.x_NHW, heldout.patient_N, label_N),
+        b.x_NHW,
+        label_M,
+        [name or "all" for name in names],
+        bootstrap=bootstrap,
+        seed=seed,
+        with_utility=with_utility,
+        real_Nd=evaluator.features,
+    )
 
 
 def _notes(a: Gallery, b: Gallery, found: list[int], sides: list[int], pixels: int, images: int) -> list[str]:

@@ -12,11 +12,13 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from server.measure import study
 from server.measure.compare import Comparison
 from server.measure.evaluate import Figure
 from server.pages import report_plots as plots
 from server.pages import report_words as words
 from server.pages.report_page import MACROS, STYLE
+from server.pages.report_tables import study_table
 
 COLUMNS, ROWS = 6, 4  # of each mosaic
 
@@ -60,6 +62,21 @@ PAGE = (
   {{ table(figures) }}
 </section>
 
+{% if biomarkers %}
+<section>
+  <h2>Biomarkers of the slices</h2>
+  <p>{{ biomarker_words }}</p>
+  {{ table(biomarkers) }}
+</section>
+{% endif %}
+{% if utility %}
+<section>
+  <h2>Downstream utility</h2>
+  <p>{{ utility_words }}</p>
+  {{ table(utility) }}
+</section>
+{% endif %}
+
 <section>
   <h2>How it was measured</h2>
   {{ table(how) }}
@@ -91,6 +108,10 @@ def write_page(found: Comparison, path: Path) -> None:
             "caption": "Dot and bar: value and 95 % interval. Dashed: real against real.",
         },
         figures=_table(found.figures, found.extras),
+        biomarkers=study_table(study.BIOMARKER_HEADS, study.biomarker_rows(found.studied)),
+        biomarker_words=study.biomarker_words(found.studied),
+        utility=study_table(study.UTILITY_HEADS, study.utility_rows(found.studied)),
+        utility_words=study.utility_words(found.studied),
         how={
             "columns": [("Setting", ""), ("Value", "")],
             "rows": [[name.replace("_", " "), _shown(value)] for name, value in protocol.items()],

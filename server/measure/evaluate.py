@@ -155,6 +155,11 @@ class Evaluator:
         near = dict(measure(small, draws) for measure in self._near)
         return distances | dict(spreads[:1]) | near | manifolds | dict(spreads[1:])
 
+    @property
+    def features(self) -> Tensor:
+        """EfficientNet-Lite0 features of the held-out images, (N, 1280)."""
+        return self._spaces[0].real
+
     def _resamples(self, rng: np.random.Generator, group_N: np.ndarray) -> list[np.ndarray]:
         """How often each image (N,) is taken, `bootstrap` times; groups are taken whole, and two images at least."""
         images_P = np.bincount(group_N)

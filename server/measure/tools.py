@@ -43,6 +43,12 @@ def evaluate(
     ] = None,
     lpips_weights: Annotated[Path | None, typer.Option(help="alexnet-owt-7be5be79.pth; adds LPIPS")] = None,
     radiomics: Annotated[bool, typer.Option(help="add FRD; needs frd-score and pyradiomics, slow")] = False,
+    utility: Annotated[
+        bool,
+        typer.Option(
+            "--utility", help="add what classifiers trained on either set know of real patients; needs classes"
+        ),
+    ] = False,
     cache: Annotated[
         Path | None,
         typer.Option(help="folder that keeps features of the real images between calls; as private as they are"),
@@ -52,6 +58,7 @@ def evaluate(
 
     Nothing is sent anywhere. The page shows real images; keep it where those may be seen.
     """
+    from server.measure import study  # noqa: PLC0415
     from server.measure.compare import compare  # noqa: PLC0415 - torch takes seconds, and --help needs none of it
     from server.measure.compare_page import write_page  # noqa: PLC0415
     from shared.weights import write_bytes  # noqa: PLC0415
@@ -69,6 +76,7 @@ def evaluate(
             inception_weights=inception,
             lpips_weights=lpips_weights,
             with_radiomics=radiomics,
+            with_utility=utility,
             cache=cache,
             progress=tell,
         )
@@ -85,6 +93,15 @@ def evaluate(
     for name, extra in found.extras.items():
         table.add_row(name, f"{extra['value']:.4g}", "none", f"{extra['floor']:.4g}")
     Console().print(table)
+    for heads, rows in (
+        (study.BIOMARKER_HEADS, study.biomarker_rows(found.studied)),
+        (study.UTILITY_HEADS, study.utility_rows(found.studied)),
+    ):
+        if rows:
+            table = Table(*heads)
+            for row in rows:
+                table.add_row(*row)
+            Console().print(table)
     for note in found.notes:
         typer.echo(note)
     if out is not None:

@@ -19,6 +19,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from server.measure import study
 from server.pages import report_plots as plots
 from server.pages import report_words as words
 from server.pages.report_data import Run, read_run
@@ -67,7 +68,7 @@ class _Album:
 
 
 def _head(run: Run) -> dict[str, Any]:
-    statement = run.statement()
+    statement, studied = run.statement(), run.summary.studied or {}
     return {
         "name": run.summary.name,
         "lede": words.headline(run),
@@ -78,6 +79,9 @@ def _head(run: Run) -> dict[str, Any]:
         "contributed": contributed(statement),
         "release_text": words.release_words(run),
         "review_text": words.review_words(run),
+        "biomarker_words": study.biomarker_words(studied),
+        "utility_words": study.utility_words(studied),
+        "study_notes": studied.get("notes", []),
         "cost_text": words.cost(run),
         "versions": words.versions(run),
         "settings": words.settings(run),

@@ -169,6 +169,9 @@ PAGE = (
   <div class="pair">{% for picture in distance_charts %}{{ chart(picture) }}{% endfor %}</div>
   {{ table(figures) }}
   {% else %}<p>No round was evaluated: there are no figures.</p>{% endif %}
+  {% if biomarkers %}<h3>Biomarkers of the slices, best round</h3><p>{{ biomarker_words }}</p>{{ table(biomarkers) }}{% endif %}
+  {% if utility %}<h3>Downstream utility, best round</h3><p>{{ utility_words }}</p>{{ table(utility) }}{% endif %}
+  {% for note in study_notes %}<p>{{ note }}</p>{% endfor %}
 </section>
 
 <section>

@@ -8,8 +8,10 @@ to show. Kinds: n number, c centred, q quiet, "" text. A cell is text, True or F
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
+from server.measure import study
 from server.pages import report_words as words
 from server.pages.report_data import Run
 from server.publish.cards import shown
@@ -33,7 +35,15 @@ def tables(run: Run) -> dict[str, Table | None]:
         "times": _times(run),
         "gate": _gate(run),
         "review": _review(run),
+        "biomarkers": study_table(study.BIOMARKER_HEADS, study.biomarker_rows(run.summary.studied or {})),
+        "utility": study_table(study.UTILITY_HEADS, study.utility_rows(run.summary.studied or {})),
     }
+
+
+def study_table(heads: Sequence[str], rows: list[list[str]]) -> Table | None:
+    """A table of `server.measure.study`: two columns of words, then numbers; none without rows."""
+    columns = [(head, "" if i < 2 else "n") for i, head in enumerate(heads)]
+    return _table(columns, [list(row) for row in rows])
 
 
 def _table(columns: list[tuple[str, str]], rows: list[list[Any]], *, short: bool = False) -> Table | None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
+from server.measure import study
 from server.publish.gate import Verdict
 from shared.config import Release
 
@@ -27,6 +28,7 @@ class Statement:
     steps                optimiser steps over all rounds
     model_sha256         of the weights that the images are drawn from
     metrics              metric -> {value, floor, low, high} of the model that is released
+    studied              its biomarkers and downstream utility (server/measure/study.py); empty where not measured
     """
 
     epsilon_per_patient: Mapping[str, float | None]
@@ -44,6 +46,7 @@ class Statement:
     experiment: str
     base: str
     metrics: Mapping[str, Mapping[str, float]]
+    studied: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def private(self) -> bool:
@@ -145,11 +148,11 @@ def _plain(text: str) -> str:
 
 NOT_MEASURED = (
     "The answers of the sites are one bit each, computed on their patients without noise: they are outside the privacy guarantee. "
-    "Not measured: review by radiologists unless it is reported, and any downstream task."
+    "Not measured: review by radiologists unless it is reported."
 )
 NOT_CHECKED = (
     "This release was admitted on its formal guarantee and on the sites that contributed. Not measured for it: near-copies of "
-    "training patients, membership inference, review by radiologists, and any downstream task."
+    "training patients, membership inference, and review by radiologists."
 )
 USES = (
     "Teaching, software tests, method development and augmentation in research.",
@@ -193,6 +196,7 @@ def data_card(
         "common a condition is.",
         _marks(release),
         _figures(statement),
+        study.markdown(statement.studied),
         _privacy(statement),
         gate_section(gate),
         "## Uses and limits\n\n" + "\n".join(f"- {use}" for use in USES),
@@ -227,6 +231,7 @@ def model_card(statement: Statement, release: Release, gate: Verdict | None = No
         f"parameters `{statement.trainable}`; {contributed(statement)}. Weights with sha256 `{statement.model_sha256}`. "
         f"Images are drawn with {release.sampler}, {release.sampler_steps} steps, guidance {release.guidance:g}.",
         _figures(statement),
+        study.markdown(statement.studied),
         _privacy(statement),
         gate_section(gate),
         "## Uses and limits\n\n" + "\n".join(f"- {use}" for use in USES),
