@@ -114,16 +114,7 @@ def over_rounds(
     axes.plot(x, value, color=theme.line, linewidth=1.8)
     if len(x) <= DENSE:
         axes.errorbar(x, value, yerr=[value - low, high - value], color=theme.line, elinewidth=1, fmt="o", markersize=4)
-    axes.axhline(floor, color=theme.quiet, linewidth=1, linestyle=(0, (5, 4)))
-    axes.annotate(
-        f"real against real {floor:.3g}",
-        (0, floor),
-        (4, 4),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        color=theme.quiet,
-        fontsize=8.5,
-    )
+    _reference(axes, floor, f"real against real {floor:.3g}", theme.quiet)
     for number, v in {
         x[0]: value[0],
         x[-1]: value[-1],
@@ -174,16 +165,7 @@ def epsilons(spent: Mapping[str, Sequence[tuple[int, float]]], cap: float | None
             annotation_clip=False,
         )
     if cap:
-        axes.axhline(cap, color=theme.alarm, linewidth=1.2, linestyle=(0, (5, 4)))
-        axes.annotate(
-            f"cap {cap:g}: no release above",
-            (0, cap),
-            (4, 4),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            color=theme.alarm,
-            fontsize=8.5,
-        )
+        _reference(axes, cap, f"cap {cap:g}: no release above", theme.alarm)
     axes.set_ylim(0, top * 1.16)
     _rounds(axes, [n for points in spent.values() for n, _ in points])
     figure.subplots_adjust(right=0.74)
@@ -261,6 +243,20 @@ def new_axes(theme: Theme, label: str) -> tuple[Figure, Axes]:
     axes.grid(axis="y", color=theme.quiet, alpha=0.18, linewidth=0.8)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def _reference(axes: Axes, value: float, text: str, color: str) -> None:
+    """A dashed line across the plot, named at its left end."""
+    axes.axhline(value, color=color, linewidth=1.1, linestyle=(0, (5, 4)))
+    axes.annotate(
+        text,
+        (0, value),
+        (4, 4),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        color=color,
+        fontsize=8.5,
+    )
 
 
 def _rounds(axes: Axes, x: Sequence[int]) -> None:
