@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.dataset import Patient
-from client.train import Encoded, encode, patient_loss, train
+from client.train import Encoded, denoising_loss, encode, patient_loss, train
 from privacy import attacks, audit
 from privacy.accounting import Event, noise_multiplier_for
 from privacy.canaries import Watch, most
@@ -154,6 +154,8 @@ def evidence(
     """
     device = next(model.parameters()).device
     process, which = Process(device), experiment.training.trainable
+    # Of full training the denoiser's loss alone: patients differ so much in the other terms that they would hide what it remembers
+    remembers = denoising_loss if which == "full" else patient_loss
     people = [encode(model, patient, device) for patient in patients]
     updates = [{name: b[name] - a[name] for name in a} for a, b in itertools.pairwise(states)]
     clip = math.inf if experiment.privacy.epsilon is None else experiment.privacy.max_grad_norm
@@ -164,11 +166,11 @@ def evidence(
         trainable = model.trainable(which)
 
         def gradient(i: int, trainable: dict[str, torch.nn.Parameter] = trainable) -> tuple[Tensor | None, ...]:
-            value = _fixed_loss(model, process, people[i], experiment, seed)
+            value = _fixed(patient_loss, model, process, people[i], experiment, seed)
             return torch.autograd.grad(value, list(trainable.values()), allow_unused=True)
 
         with torch.no_grad():
-            loss_SP[s] = [_fixed_loss(model, process, person, experiment, seed).item() for person in people]
+            loss_SP[s] = [_fixed(remembers, model, process, person, experiment, seed).item() for person in people]
         if s < len(updates):
             update = [updates[s][name] for name in trainable]
             aligned_P += attacks.by_alignment(gradient, len(people), update, clip)
@@ -181,10 +183,12 @@ def evidence(
     }
 
 
-def _fixed_loss(model: Model, process: Process, person: Encoded, experiment: Experiment, seed: int) -> Tensor:
-    """The loss of training, with the same slices and the same noise for every patient and every state."""
+def _fixed(
+    loss: Callable[..., Tensor], model: Model, process: Process, person: Encoded, experiment: Experiment, seed: int
+) -> Tensor:
+    """A loss of training, with the same slices and the same noise for every patient and every state."""
     device = person.z_SF.device
     wanted = max(1, DRAWS // experiment.training.draws)
     slices = np.linspace(0, len(person.x_SHW) - 1, wanted).round().astype(int).tolist()
     model.eval()
-    return patient_loss(model, process, person, experiment, slices, torch.Generator(device).manual_seed(seed))
+    return loss(model, process, person, experiment, slices, torch.Generator(device).manual_seed(seed))

@@ -116,26 +116,36 @@ def patient_loss(
     rng: torch.Generator,
 ) -> Tensor:
     """Scalar: what training minimises for one patient, with the given slices (full training) and the draws of `rng`."""
-    settings, device = experiment.training, patient.z_SF.device
-    label = torch.tensor([patient.label], device=device)
-    label_S = label.expand(len(patient.z_SF))
+    label_S = torch.tensor([patient.label], device=patient.z_SF.device).expand(len(patient.z_SF))
     looks = model.appearance.loss(patient.s_SA, label_S)
-    if settings.trainable == "adapter":
+    if experiment.training.trainable == "adapter":
         return looks
     where = model.prior.loss(patient.z_SF, label_S, patient.u_S)
+    return denoising_loss(model, process, patient, experiment, slices, rng) + where + looks
+
+
+def denoising_loss(
+    model: Model,
+    process: Process,
+    patient: Encoded,
+    experiment: Experiment,
+    slices: Sequence[int],
+    rng: torch.Generator,
+) -> Tensor:
+    """Scalar: the diffusion part of a patient's loss in full training, the only one that sees the pixels themselves."""
+    settings, device = experiment.training, patient.z_SF.device
     # m slices, K noise draws each (Dockhorn et al. 2023, "noise multiplicity"), a fixed shape for every patient
     pick = torch.tensor(slices, device=device).repeat_interleave(settings.draws)
     x = patient.x_SHW[pick].float()[:, None] / 127.5 - 1
     with precision(experiment.performance, device):
-        drawn = process.losses(
+        return process.losses(
             model.denoiser,
             x,
-            model.base_label(label).expand(len(pick)),
+            model.base_label(torch.tensor([patient.label], device=device)).expand(len(pick)),
             patient.z_SF[pick],
             condition_dropout=settings.condition_dropout,
             rng=rng,
         ).mean()
-    return drawn + where + looks
 
 
 @torch.no_grad()

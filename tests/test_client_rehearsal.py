@@ -122,6 +122,25 @@ def test_evidence_against_members_is_strong_almost_without_noise_and_chance_unde
     assert abs(np.mean(found[200.0]) - 0.5) < 0.25
 
 
+def test_a_network_that_remembers_gives_its_members_away_however_different_patients_look() -> None:
+    settings = experiment(
+        trainable="full",
+        epsilon=None,
+        sampling_rate=0.5,
+        slices=4,
+        draws=4,
+        rounds=1,
+        steps=150,
+        optimizer="adam",
+        learning_rate=1e-2,
+    )
+    network, people = model(settings), different(20, 0)
+    states = rehearsal.trajectory(network, people[:5], settings, noise_multiplier=0.0)
+    for state, remembers in ((states[-1], True), (states[0], False)):
+        scores = rehearsal.evidence(network, [states[0], state], people, settings)
+        assert (auc(scores["loss"][:5], scores["loss"][5:]) > 0.7) == remembers
+
+
 def test_the_same_patient_gets_the_same_evidence_every_time() -> None:
     settings = experiment(trainable="full", slices=2, draws=2, rounds=1, steps=1, learning_rate=1e-3)
     network, people = model(settings), patients(3)

@@ -112,6 +112,8 @@ def test_an_interrupted_run_leaves_nothing_running_and_goes_on(tmp_path: Path) -
         "--out",
         str(out),
     ]
+    # Whoever starts the tests in the background of a script has SIGINT ignored, and so would the command
+    command = ["env", "--default-signal=INT", *command]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
     while not (out / "server" / "checkpoints" / "round-001.safetensors").exists() and time.monotonic() < deadline:
