@@ -136,7 +136,7 @@ def _difference(real: torch.Tensor, a_Nd: torch.Tensor, b_Nd: torch.Tensor) -> t
     rng = np.random.default_rng(SEED)
     pa, pb = features.Products(real, a_Nd), features.Products(real, b_Nd)
     patients, ones = len(real) // SLICES, torch.ones(len(real), dtype=torch.float64)
-    value = pa.frechet(ones, torch.ones(len(a_Nd))) - pb.frechet(ones, torch.ones(len(b_Nd)))
+    value = pa.frechet(ones, torch.ones(len(a_Nd)).double()) - pb.frechet(ones, torch.ones(len(b_Nd)).double())
     spread = []
     for _ in range(BOOTSTRAP):
         taken = np.bincount(rng.integers(patients, size=patients), minlength=patients).repeat(SLICES)
