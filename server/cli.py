@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from server import finish, network_cli
+from server import finish, network_cli, status_cli
 from server.measure.tools import progress
 from server.pages.report import write_report
 from shared.errors import ConfigError, ReleaseRefused
@@ -17,6 +17,7 @@ from shared.weights import write_bytes
 
 app = typer.Typer(help="The coordinator: admit sites, run the federation, release and report.", no_args_is_help=True)
 app.add_typer(network_cli.app)
+app.add_typer(status_cli.app)
 
 Run = Annotated[Path, typer.Argument(help="Output folder of a finished run, e.g. out/demo.")]
 

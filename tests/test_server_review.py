@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import json
-import os
 import re
-import shutil
-import subprocess
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -226,73 +221,9 @@ def test_results_go_into_the_report_and_a_review_that_nobody_began_is_one_line(i
         assert isinstance(done.exception, FedsynthError), done.exception
 
 
-class Browser:
-    """A real chromium, by its own debugging protocol."""
-
-    def __init__(self, profile: Path) -> None:
-        from websockets.sync.client import connect
-
-        quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
-        base = [shutil.which("chromium") or "", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", *quiet]
-        self.process = subprocess.Popen(
-            [*base, "--remote-debugging-port=0", f"--user-data-dir={profile}", "--window-size=1280,800", "about:blank"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + 60
-        while not (profile / "DevToolsActivePort").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        port = (profile / "DevToolsActivePort").read_text().split("\n")[0]
-        pages = json.loads(fetch(f"http://127.0.0.1:{port}/json")[1])
-        address = next(page for page in pages if page["type"] == "page")["webSocketDebuggerUrl"]
-        self.stack = ExitStack()
-        self.socket = self.stack.enter_context(connect(address, max_size=None))
-        self.number = 0
-
-    def send(self, method: str, **parameters: Any) -> Any:
-        self.number += 1
-        self.socket.send(json.dumps({"id": self.number, "method": method, "params": parameters}))
-        while (reply := json.loads(self.socket.recv(timeout=30))).get("id") != self.number:
-            pass
-        assert "error" not in reply, reply
-        return reply["result"]
-
-    def see(self, expression: str) -> Any:
-        return self.send("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
-
-    def wait(self, expression: str) -> None:
-        deadline = time.monotonic() + 30
-        while not self.see(expression):
-            assert time.monotonic() < deadline, expression
-            time.sleep(0.05)
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            for kind in ("keyDown", "keyUp"):
-                self.send("Input.dispatchKeyEvent", type=kind, key=key)
-
-    def picture(self) -> bytes:
-        return base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"])
-
-    def close(self) -> None:
-        self.stack.close()
-        self.process.kill()
-        self.process.wait()
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    if not shutil.which("chromium"):
-        assert not os.environ.get("CI"), "CI must have chromium"
-        pytest.skip("chromium is absent; apt-get install chromium")
-    found = Browser(tmp_path / "profile")
-    yield found
-    found.close()
-
-
 @pytest.mark.debian("chromium")
 def test_a_reader_judges_every_image_by_key_in_a_browser(
-    images: tuple[Path, Path], browser: Browser, tmp_path: Path
+    images: tuple[Path, Path], browser: Any, tmp_path: Path
 ) -> None:
     found = make(images, "anna")
     order = found.order("anna")

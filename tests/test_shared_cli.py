@@ -27,6 +27,9 @@ COMMANDS = [
     ["server", "release"],
     ["server", "report"],
     ["server", "review"],
+    ["server", "status"],
+    ["server", "watch"],
+    ["server", "doctor"],
 ]
 
 

@@ -40,7 +40,7 @@ from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.main import create_app
 
-from server.link import jobs, provision
+from server.link import jobs, provision, seen
 from server.link.provision import Federation
 from shared import journal, keys, ports
 from shared.errors import FederationError
@@ -161,7 +161,9 @@ def _loop(folder: Path, links: Any, doors: Doors, outer: uvicorn.Config, worker:
     board = jobs.Board(folder / "runs", links)
     warned, served = -math.inf, (folder / "server.pem").stat().st_mtime_ns
     while not stop.wait(POLL_S):
-        board.step(_reconcile(folder, links, doors))
+        names = _reconcile(folder, links, doors)
+        seen.keep(folder, links, names)
+        board.step(names)
         worker.keep()
         if time.monotonic() - warned > WARN_EVERY_S:
             warned = time.monotonic()

@@ -48,7 +48,7 @@ body.over .view, body.over form { display:none; } body.over #end { display:block
 <span id="count" aria-live="polite"></span></header>
 <main>
   <div class="view"><img id="image" alt="The image to judge"></div>
-  <form onsubmit="return false">
+  <form>
     <fieldset><legend>This image is</legend><div class="row">
       <button type="button" id="real" aria-pressed="false">real <kbd>R</kbd></button>
       <button type="button" id="synthetic" aria-pressed="false">synthetic <kbd>S</kbd></button></div></fieldset>
@@ -130,6 +130,7 @@ document.addEventListener("keydown", e => {
   else return;
   e.preventDefault();
 });
+document.querySelector("form").addEventListener("submit", e => e.preventDefault());
 ask("/next");
 </script>
 </body>
