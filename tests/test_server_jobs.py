@@ -91,6 +91,17 @@ def test_a_run_that_keeps_ending_without_a_word_is_given_up_aloud(tmp_path: Path
     assert not (tmp_path / "a" / "wanted.json").exists()
 
 
+def test_a_run_that_finishes_rounds_between_its_ends_is_not_given_up(tmp_path: Path, links: Links) -> None:
+    board = jobs.Board(tmp_path, links)
+    jobs.want(tmp_path / "a", "{}")
+    for number in range(3 * jobs.RESTARTS):
+        board.step({})
+        Events(tmp_path / "a" / "server" / "events.jsonl").write("round_finished", round=number, contributed=["x"])
+        links.runs = dict.fromkeys(links.runs, "finished")
+    assert len(links.runs) == 3 * jobs.RESTARTS
+    assert (tmp_path / "a" / "wanted.json").exists()
+
+
 def test_a_run_that_nobody_wants_any_more_is_stopped(tmp_path: Path, links: Links) -> None:
     board = jobs.Board(tmp_path, links)
     jobs.want(tmp_path / "a", "{}")

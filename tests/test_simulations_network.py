@@ -8,24 +8,19 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import os
 import re
 import shutil
 import signal
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 import time
 from base64 import b64encode
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
@@ -33,23 +28,19 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.runtime import RuntimeHttpClient
 from rich.console import Console
-from typer.testing import CliRunner
 
-from client.cli import app as client_app
-from client.intake.ingest import ingest
 from client.link import approval, isolation, journal, line, node
 from client.link.serve import run as node_run
-from client.link.supervise import QUIET
 from server.cli import app as server_app
 from server.link import provision
 from server.link.run import run
 from server.link.serve import serve
-from shared import audit, bundle, keys
+from shared import audit, bundle, keys, ports
 from shared import journal as journals
 from shared.config import Experiment, read
 from shared.errors import FederationError, ReleaseRefused
-from simulations import hospitals
 from simulations.federation import marked
+from simulations.loopback import Loopback, command, federation
 
 TINY = """
 name: tiny
@@ -65,113 +56,24 @@ release: {images_per_class: 2, sampler_steps: 2, minimum_sites: 2, gate: {requir
 NAMES = ("north", "south", "east")
 
 
-@dataclass
-class Network:
-    """A running federation."""
-
-    folder: Path
-    experiment: Experiment
-    processes: dict[str, subprocess.Popen[bytes]]
-
-    @property
-    def federation(self) -> Path:
-        return self.folder / "brains"
-
-    def work(self, site: str) -> Path:
-        return self.folder / "work" / site
-
-    def kit(self, site: str) -> keys.Kit:
-        return node.load_kit(self.work(site))
-
-
 pytestmark = pytest.mark.in_order
 
 
-def command(app: object, *words: object) -> str:
-    """A command of ours, in this process; its output."""
-    return str(CliRunner().invoke(app, [str(w) for w in words], catch_exceptions=False).output).strip()  # type: ignore[arg-type]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-@contextlib.contextmanager
-def network(folder: Path, mark: str) -> Iterator[Network]:
-    """Provision, admit three sites, and start everything."""
-    (folder / "tiny.yaml").write_text(TINY)
-    experiment = read(folder / "tiny.yaml", Experiment)
-    sites, heldout = hospitals.build(experiment, folder, lambda _: None)
-    for site in [*sites, heldout]:
-        ingest(
-            site,
-            classes=list(experiment.classes),
-            image_size=32,
-            slices_per_patient=6,
-            work=folder / "work" / site.name,
-        )
-        tree = site.model_dump(mode="json") | {"epsilon_cap": 8.0}
-        if not isolation.available():
-            tree["policy"]["app_network"] = "host"
-        (folder / f"{site.name}.yaml").write_text(yaml.safe_dump(tree))
-    fed = folder / "fed.yaml"
-    fed.write_text(f"name: brains\naddress: 127.0.0.1:{free_port()}\nlisten: 127.0.0.1\n")
-    authority = command(server_app, "provision", fed).splitlines()[-1].partition(":  ")[2]
-    for name in NAMES:
-        file, work = folder / f"{name}.yaml", folder / "work" / name
-        digits = command(client_app, "request", file, "--work", work).splitlines()[-1].partition(":  ")[2]
-        command(server_app, "approve", fed, f"{name}.request.json", "--fingerprint", digits)
-        kit = folder / "brains" / "kits" / f"{name}.kit.json"
-        command(client_app, "join", file, kit, "--work", work, "--fingerprint", authority)
-        assert command(client_app, "approve", file, "--work", work, "--yes").endswith("it may run")
-    environment = os.environ | QUIET | {"FEDSYNTH_TEST": mark, "PYTHONPATH": str(Path(__file__).parents[1])}
-    started: dict[str, subprocess.Popen[bytes]] = {}
-
-    def start(name: str, *words: object) -> None:
-        program = [sys.executable, *map(str, words)]
-        with (folder / f"{name}.log").open("wb") as log:
-            started[name] = subprocess.Popen(program, stdout=log, stderr=subprocess.STDOUT, env=environment)
-
-    try:
-        start("server", "-c", "from server.cli import app; app()", "serve", fed)
-        deadline = time.monotonic() + 90
-        while b"serving brains" not in (folder / "server.log").read_bytes() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        for name in NAMES:  # one as a hospital starts it, the others without the supervisor, which saves time here
-            words = [folder / f"{name}.yaml", folder / "work" / name]
-            supervised = ["-c", "from client.cli import app; app()", "serve", words[0], "--work", words[1]]
-            door = [keys.private_folder(folder / "door")] if name == "south" and isolation.available() else []
-            start(name, *(supervised if name == "north" else ["-P", "-m", "client.link.serve", *words, *door]))
-            if door:  # its app is started apart, as in containers
-                apart = ["-c", "from client.cli import app; app()", "app", words[0], "--work", words[1]]
-                start("south-app", *apart, "--door", *door)
-        yield Network(folder, experiment, started)
-    finally:
-        for process in started.values():
-            process.send_signal(signal.SIGTERM)
-        for process in started.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-            process.kill()
-            process.wait(10)
-
-
 @pytest.fixture(scope="module")
-def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
     folder = tmp_path_factory.mktemp("network")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        with network(folder, str(folder)) as running:
-            run(running.federation, running.experiment, running.work("heldout"), Console(quiet=True))
-            yield running
-    finally:
-        os.chdir(before)
+    (folder / "tiny.yaml").write_text(TINY)
+    with federation(folder, read(folder / "tiny.yaml", Experiment)) as net:
+        net.serve()
+        for name in NAMES:  # one as a hospital starts it, one with its app apart, as in containers
+            apart = name == "south" and isolation.available()
+            door = keys.private_folder(folder / "door") if apart else None
+            net.join(name, supervised=name == "north", door=door)
+        run(net.federation, net.experiment, net.work("heldout"), Console(quiet=True))
+        yield net
 
 
-def test_three_sites_train_and_the_release_is_written(net: Network) -> None:
+def test_three_sites_train_and_the_release_is_written(net: Loopback) -> None:
     out = net.federation / "runs" / "tiny"
     summary = json.loads((out / "summary.json").read_text())
     assert summary["sites_total"] == summary["sites_contributed"] == 3
@@ -184,7 +86,7 @@ def test_three_sites_train_and_the_release_is_written(net: Network) -> None:
         assert (net.work(name) / "ledger.jsonl").exists()
 
 
-def test_both_sides_journals_are_whole_and_tell_the_same_story(net: Network) -> None:
+def test_both_sides_journals_are_whole_and_tell_the_same_story(net: Loopback) -> None:
     ours = {e["kind"]: e for e in journals.read(net.federation)}
     assert ours["round_finished"]["contributed"] == sorted(NAMES)
     assert {"site_approved", "run_asked", "run_started", "release_passed", "released"} <= set(ours)
@@ -196,7 +98,7 @@ def test_both_sides_journals_are_whole_and_tell_the_same_story(net: Network) -> 
     assert audit.verify(net.federation).state == "whole"
 
 
-def test_outside_there_is_the_nodes_door_and_nothing_else(net: Network) -> None:
+def test_outside_there_is_the_nodes_door_and_nothing_else(net: Loopback) -> None:
     """Nobody registers a node, starts a run, reads a log or takes a task from outside, whatever key is shown."""
     kit = net.kit("north")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -215,9 +117,11 @@ def test_outside_there_is_the_nodes_door_and_nothing_else(net: Network) -> None:
         httpx.post(f"http://{kit.address}/v1/fleet/activate-node")
 
 
-def test_a_task_is_given_only_to_who_knows_the_secret(net: Network) -> None:
+def test_a_task_is_given_only_to_who_knows_the_secret(net: Loopback) -> None:
     """Another user of the coordinator's machine can reach the inner door, and is given nothing."""
-    words = [(Path("/proc") / str(p) / "cmdline").read_bytes().decode() for p in marked(f"FEDSYNTH_TEST={net.folder}")]
+    words = [
+        (Path("/proc") / str(p) / "cmdline").read_bytes().decode() for p in marked(f"FEDSYNTH_LOOPBACK={net.folder}")
+    ]
     ports = {int(port) for text in words for port in re.findall("127\\.0\\.0\\.1:([0-9]+)", text)}
     listening = reach(ports)
     assert listening
@@ -239,12 +143,12 @@ def reach(ports: set[int]) -> list[int]:
     return open_
 
 
-def test_a_good_line_says_nothing(net: Network) -> None:
+def test_a_good_line_says_nothing(net: Loopback) -> None:
     assert line.probe(net.kit("north"), node.private_key(net.work("north"))) == []
 
 
 def test_a_proxy_of_the_environment_is_used_and_sees_no_plain_text(
-    net: Network, monkeypatch: pytest.MonkeyPatch
+    net: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[bytes] = []
 
@@ -279,22 +183,22 @@ def test_a_proxy_of_the_environment_is_used_and_sees_no_plain_text(
     assert b"/v1/fleet/" not in b"".join(heard)
 
 
-def test_an_unknown_key_is_refused(net: Network) -> None:
+def test_an_unknown_key_is_refused(net: Loopback) -> None:
     with pytest.raises(FederationError, match="does not admit this node"):
         line.probe(net.kit("north"), ec.generate_private_key(ec.SECP384R1()))
 
 
-def test_a_node_with_another_sites_key_is_refused(net: Network, tmp_path: Path) -> None:
+def test_a_node_with_another_sites_key_is_refused(net: Loopback, tmp_path: Path) -> None:
     """South's files with north's key: the kit, which is bound to a key, does not let it start."""
     shutil.copytree(net.work("south"), tmp_path / "work")
     stolen = tmp_path / "work" / "node" / node.KEY
     stolen.unlink()
     keys.write_secret(stolen, (net.work("north") / "node" / node.KEY).read_bytes())
     with pytest.raises(FederationError, match="the kit is for another key than this node's"):
-        node_run(net.folder / "south.yaml", tmp_path / "work")
+        node_run(net.file("south"), tmp_path / "work")
 
 
-def test_a_server_of_another_authority_is_refused(net: Network, tmp_path: Path) -> None:
+def test_a_server_of_another_authority_is_refused(net: Loopback, tmp_path: Path) -> None:
     other = provision.Federation(name="others", address=net.kit("north").address)
     list(provision.provision(other, tmp_path / "others"))
     kit = net.kit("north").model_copy(update={"ca": (tmp_path / "others" / "ca.pem").read_text()})
@@ -303,19 +207,19 @@ def test_a_server_of_another_authority_is_refused(net: Network, tmp_path: Path) 
 
 
 def test_an_expired_certificate_is_refused_by_both_sides(
-    net: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    net: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    federation = provision.Federation(name="late", address=f"127.0.0.1:{free_port()}")
+    late_one = provision.Federation(name="late", address=f"127.0.0.1:{ports.free()}")
     folder = tmp_path / "late"
     with monkeypatch.context() as past:
         long_ago = keys.now() - datetime.timedelta(days=500)
         past.setattr(keys, "now", lambda: long_ago)
-        list(provision.provision(federation, folder))
+        list(provision.provision(late_one, folder))
     with pytest.raises(FederationError, match="has expired"):
-        serve(federation, folder)
+        serve(late_one, folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.pem", folder / "server.key")
-    with socket.create_server(("127.0.0.1", federation.port)) as listener:
+    with socket.create_server(("127.0.0.1", late_one.port)) as listener:
 
         def greet() -> None:
             with (
@@ -327,13 +231,13 @@ def test_an_expired_certificate_is_refused_by_both_sides(
 
         thread = threading.Thread(target=greet)
         thread.start()
-        late = {"address": federation.address, "ca": (folder / "ca.pem").read_text()}
+        late = {"address": late_one.address, "ca": (folder / "ca.pem").read_text()}
         with pytest.raises(FederationError, match="certificate has expired"):
             line.probe(net.kit("north").model_copy(update=late), node.private_key(net.work("north")))
         thread.join(10)
 
 
-def test_a_second_run_goes_on_without_the_site_that_does_not_approve_and_without_the_revoked_one(net: Network) -> None:
+def test_a_second_run_goes_on_without_the_site_that_does_not_approve_and_without_the_revoked_one(net: Loopback) -> None:
     """East withdraws its approval of the code; then the coordinator shuts south out: 2 of 3, and south is out at once."""
     withdrawn = approval.withdraw(net.work("east"), bundle.sha256(bundle.build()))
     assert withdrawn == 1
@@ -369,12 +273,12 @@ def test_a_second_run_goes_on_without_the_site_that_does_not_approve_and_without
         pytest.fail("the revoked site is still admitted")
 
 
-def test_everything_ends_when_it_is_told_to(net: Network) -> None:
+def test_everything_ends_when_it_is_told_to(net: Loopback) -> None:
     for process in net.processes.values():
         process.send_signal(signal.SIGTERM)
     codes = {name: process.wait(40) for name, process in net.processes.items()}
     assert codes == dict.fromkeys(net.processes, 0)
     deadline = time.monotonic() + 15
-    while (left := marked(f"FEDSYNTH_TEST={net.folder}")) and time.monotonic() < deadline:
+    while (left := marked(f"FEDSYNTH_LOOPBACK={net.folder}")) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left == []

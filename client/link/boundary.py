@@ -36,7 +36,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.run import RunNotRunningException
 
 from client import budget, dataset, policy
-from client.link import approval, journal, parcel
+from client.link import approval, journal, line, parcel
 from privacy import ledger, statistics
 from shared import bundle, messages, weights
 from shared.config import Experiment, Site
@@ -80,7 +80,8 @@ class Boundary:
         @contextmanager
         def checked(*arguments: Any, **named: Any) -> Iterator[tuple[Any, ...]]:
             with connect(*arguments, **named) as connection:
-                yield self.wrap(connection)
+                node_id, receive, *others = connection
+                yield self.wrap((node_id, line.patient(receive), *others))
 
         return checked
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ssl
+import time
 from base64 import b64encode
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
+from typing import TypeVar
 
 import httpx
 from cryptography import x509
@@ -16,7 +19,9 @@ from client.link import node
 from shared import keys
 from shared.errors import FederationError
 
-CLOCK_S = 60.0  # Flower accepts a signature for 300 s
+CLOCK_S, REFUSED_S = 60.0, 300.0  # Flower accepts a signature for 300 s
+IDLE_S, IDLE_TIMES = 1.0, 60
+T = TypeVar("T")
 
 
 def probe(kit: keys.Kit, key: ec.EllipticCurvePrivateKey) -> list[str]:
@@ -56,9 +61,27 @@ def look(kit: keys.Kit, key: ec.EllipticCurvePrivateKey) -> tuple[list[str], str
     if "date" in answer.headers:
         off = abs((parsedate_to_datetime(answer.headers["date"]) - keys.now()).total_seconds())
         said += f", clocks {off:.0f} s apart"
+        if off >= REFUSED_S:
+            raise FederationError(
+                f"this machine's clock and the server's differ by {off:.0f} s, and the server refuses what is signed "
+                f"{REFUSED_S:.0f} s off; set the clock"
+            )
         if off > CLOCK_S:
             lines.append(f"this machine's clock and the server's differ by {off:.0f} s; at 300 s requests are refused")
     return lines, said
+
+
+def patient(ask: Callable[[], T | None]) -> Callable[[], T | None]:
+    """`ask` for work every second, for a minute: Flower itself asks every three seconds, and a round waits for that."""
+
+    def asks() -> T | None:
+        for _ in range(IDLE_TIMES):
+            if (found := ask()) is not None:
+                return found
+            time.sleep(IDLE_S)
+        return None
+
+    return asks
 
 
 def _explain(error: httpx.HTTPError) -> str:

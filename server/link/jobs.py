@@ -34,7 +34,7 @@ from shared.journal import configuration
 from shared.weights import write_bytes
 
 LOG = logging.getLogger("fedsynth.server")
-RESTARTS = 3  # of a run that keeps ending without a word
+RESTARTS = 3  # of a run that keeps ending without a word, and without finishing a round in between
 
 
 class Lock:
@@ -73,7 +73,7 @@ class Board:
         self.folder, self.state = folder, state
         self._account = AccountInfo(flwr_aid=NOOP_FLWR_AID, account_name=NOOP_ACCOUNT_NAME)
         self._names = b"{}"
-        self._restarts: dict[str, int] = {}
+        self._restarts: dict[str, tuple[int, int]] = {}  # name -> rounds finished, starts since then
         for run in self.state.get_run_info():  # what an earlier server left running has lost its process
             if run.status.status != Status.FINISHED:
                 self.state.stop_run(run.run_id)
@@ -98,11 +98,14 @@ class Board:
         runs = self.state.get_run_info(run_ids=[job["run"]])
         if runs and runs[0].status.status != Status.FINISHED:
             return
-        last = [e["event"] for e in read(out / "server" / "events.jsonl")[-1:]]
-        if last and last[0] in ("run_finished", "run_failed"):
+        events = [e["event"] for e in read(out / "server" / "events.jsonl")]
+        if events and events[-1] in ("run_finished", "run_failed"):
             self._done(out)
             return
-        count = self._restarts[out.name] = self._restarts.get(out.name, 0) + 1
+        rounds = events.count("round_finished")
+        before, count = self._restarts.get(out.name, (rounds, 0))
+        count = count + 1 if before == rounds else 1
+        self._restarts[out.name] = (rounds, count)
         if count > RESTARTS:
             Events(out / "server" / "events.jsonl", partial(journal.from_event, out)).write(
                 "run_failed", reason="the server's app keeps ending without a word; the server's own log says why"

@@ -52,6 +52,9 @@ KNOCK = "/v1/fleet/"  # a node asks whether it is admitted; Flower has nothing t
 BODY_LIMIT = 64 * 1024 * 1024
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "HF_HUB_OFFLINE": "1"}
+QUIET |= {
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"
+}  # s between two looks for work on this machine; 1 where nothing is said
 
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[None]]
@@ -159,11 +162,16 @@ def serve(federation: Federation, folder: Path) -> None:
 def _loop(folder: Path, links: Any, doors: Doors, outer: uvicorn.Config, worker: Worker, stop: threading.Event) -> None:
     """Once a second: who is admitted, which runs are wanted, which certificate is served."""
     board = jobs.Board(folder / "runs", links)
-    warned, served = -math.inf, (folder / "server.pem").stat().st_mtime_ns
+    warned, failed, served = -math.inf, -math.inf, (folder / "server.pem").stat().st_mtime_ns
     while not stop.wait(POLL_S):
-        names = _reconcile(folder, links, doors)
-        seen.keep(folder, links, names)
-        board.step(names)
+        try:
+            names = _reconcile(folder, links, doors)
+            seen.keep(folder, links, names)
+            board.step(names)
+        except OSError as error:  # a disk without room: what could not be written is written when there is some
+            if time.monotonic() - failed > 60.0:
+                failed = time.monotonic()
+                LOG.error("cannot write to %s (%s); trying again every second", folder, error.strerror)
         worker.keep()
         if time.monotonic() - warned > WARN_EVERY_S:
             warned = time.monotonic()
