@@ -22,6 +22,9 @@ from shared.record import Positive, PositiveFloat, Record
 Fraction = Annotated[float, Field(gt=0, le=1)]
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 Sampler = Literal["ddim", "dpm++", "ddpm"]
+CheckName = Literal[
+    "privacy", "sites", "audit", "classes", "diversity", "sharpness", "likeness", "cliques", "copies and membership"
+]  # fmt: skip
 
 
 class Site(Record):
@@ -218,19 +221,19 @@ class Gate(Record):
     likeness         least NN-SSIM to held-out patients, as a share of what real images of other patients score
     classes          how far, of the way from chance to what real images reach, drawn classes must be told apart. Only where
                      real held-out classes can be told apart at all
+    cliques          images that may lie in groups of ten which are all more alike than two held-out patients are
     copies           near-copies of training patients that a site may find among the proposed images (correlation 0.99, SSIM 0.98)
     closer_share     largest lower end of the share of images nearer to training than to held-out patients; without copying 0.5
     membership_auc   largest AUC of membership inference, or what differential privacy allows, whichever is smaller
     """
 
-    required: tuple[
-        Literal["privacy", "sites", "audit", "classes", "diversity", "sharpness", "likeness", "copies and membership"],
-        ...,
-    ] = ("privacy", "sites", "classes", "diversity", "sharpness", "likeness", "copies and membership")
+    required: tuple[CheckName, ...] = ("privacy", "sites", "classes", "diversity", "sharpness", "likeness", "cliques",
+                                       "copies and membership")  # fmt: skip
     collapse: Annotated[float, Field(ge=0, le=1)] = 0.1
     sharpness: Fraction = 0.25
     likeness: Annotated[float, Field(ge=0, le=1)] = 0.25
     classes: Annotated[float, Field(ge=0, le=1)] = 0.25
+    cliques: Annotated[int, Field(ge=0)] = 0
     copies: Annotated[int, Field(ge=0)] = 0
     closer_share: Annotated[float, Field(ge=0.5, le=1)] = 0.53
     membership_auc: Annotated[float, Field(ge=0.5, le=1)] = 0.6

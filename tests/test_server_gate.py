@@ -13,7 +13,7 @@ import pytest
 from scipy import ndimage
 
 from server.measure.heldout import Heldout
-from server.publish import gate, release
+from server.publish import cliques, gate, release
 from server.publish.cards import data_card, model_card
 from server.publish.draw import Draws
 from server.publish.gate import Verdict
@@ -23,7 +23,7 @@ from shared.config import Gate, Release
 from shared.errors import ReleaseRefused
 
 CLASSES = ("healthy", "lesion")
-CENTRAL = ("classes", "diversity", "sharpness", "likeness")
+CENTRAL = ("classes", "diversity", "sharpness", "likeness", "cliques")
 STATEMENT = Statement(
     epsilon_per_patient={"north": 7.4, "south": 7.9},
     delta=1e-5,
@@ -98,6 +98,7 @@ def test_real_images_of_other_patients_pass_every_check() -> None:
     [
         ("mean image", lambda x, rng: np.repeat(x.mean(0, keepdims=True), len(x), 0), "diversity"),
         ("one image over and over", lambda x, rng: np.repeat(x[:1], len(x), 0), "diversity"),
+        ("one image over and over", lambda x, rng: np.repeat(x[:1], len(x), 0), "cliques"),
         ("blurred", lambda x, rng: ndimage.gaussian_filter(x.astype(float), (0, 1.2, 1.2)), "sharpness"),
         ("grainy", lambda x, rng: np.clip(x + rng.normal(0, 60, x.shape), 0, 255), "sharpness"),
         ("pure noise", lambda x, rng: rng.integers(0, 256, x.shape), "likeness"),
@@ -111,6 +112,34 @@ def test_a_degenerate_generator_fails_the_check_meant_for_it(
     verdict = judge(draws(x_NHW))
     assert meant in failed(verdict), name
     assert not verdict.passed
+
+
+@pytest.mark.parametrize(("times", "grain", "found"), [(10, 4.0, 10), (25, 4.0, 25), (9, 4.0, 0), (10, 60.0, 0)])
+def test_an_image_that_is_drawn_ten_times_is_found_though_all_else_is_well(
+    times: int, grain: float, found: int
+) -> None:
+    rng = np.random.default_rng(0)
+    x_NHW = OTHERS.x_NHW.copy()
+    again = rng.permutation(len(x_NHW))[:times]
+    x_NHW[again] = np.clip(brains(1, seed=7).x_NHW[:1] + rng.normal(0, grain, (times, 32, 32)), 0, 255).astype(np.uint8)
+    check = next(c for c in judge(draws(x_NHW)).checks if c.name == "cliques")
+    assert check.value == found
+    assert check.passed is (found == 0)
+
+
+def test_so_many_alike_that_nobody_can_count_is_a_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    x_NHW = np.repeat(OTHERS.x_NHW[:4], 16, 0)
+    for name in ("MANY", "TRIES"):
+        with monkeypatch.context() as patch:
+            patch.setattr(cliques, name, 0)
+            check = next(c for c in judge(draws(x_NHW)).checks if c.name == "cliques")
+            assert (check.passed, check.value) == (False, 64)
+    close = np.eye(40)[np.arange(30)] + 0.0  # thirty images, none alike
+    assert cliques.repeated(close, 0.5) == 0
+    ring = np.stack([np.cos(np.arange(60) / 60 * 2 * np.pi), np.sin(np.arange(60) / 60 * 2 * np.pi)], 1)
+    step = float(np.linalg.norm(ring[1] - ring[0]))
+    assert cliques.repeated(ring, 5.5 * step) == 0, "each has ten neighbours, but no ten are all alike"
+    assert cliques.repeated(ring, 9.5 * step) == 60
 
 
 def test_a_class_without_images_is_a_no_and_classes_that_nobody_can_tell_apart_are_not_asked() -> None:

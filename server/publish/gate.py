@@ -9,6 +9,7 @@ classes          every class has its images, and drawn classes are told apart wh
 diversity        MS-SSIM diversity gap (see `evaluate`): no collapse
 sharpness        power above a quarter of the sampling rate, median over images, drawn over real: neither blurred nor noise
 likeness         NN-SSIM to held-out patients over what real images of other patients score: these are such images at all
+cliques          no ten drawn images that are all more alike than two patients are: drawn over and over, so memorised
 copies and       one bit from every site, computed there on its own patients (see client/proposal.py): no near-copies, and
 membership       membership inference within what the guarantee allows. It binds itself to these very images
 
@@ -16,7 +17,7 @@ The thresholds are `release.gate` of the experiment. They keep degenerate genera
 what `evaluate` measures, and it is published whatever it says. Only images held out and the sites' bits are looked at; the
 central checks see no training patient. The bits are computed on private patients without noise and are outside the guarantee.
 
-Left out: text in pixels (the hospital's business, before training), clique search for extraction.
+Left out: text in pixels (the hospital's business, before training), a radiologist's look at the pairs most alike.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from server.measure.heldout import Heldout
+from server.publish.cliques import cliques
 from server.publish.draw import Draws
 from server.publish.quality import SEEN, Check, classes, diversity, likeness, sharpness
 from shared.config import Gate
@@ -95,6 +97,7 @@ def judge(
         "diversity": lambda: diversity(sample, _need(heldout), settings),
         "sharpness": lambda: sharpness(sample, _need(heldout), settings),
         "likeness": lambda: likeness(sample, _need(heldout), settings),
+        "cliques": lambda: cliques(drawn, _need(heldout), settings),
         "copies and membership": lambda: agreed(said, about, sites),
     }
     checks = []
