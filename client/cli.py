@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from client import checks_cli, dataset, network_cli
+from client.intake import workers
 from client.intake.ingest import ingest as ingest_site
 from client.pacs import pull
 from client.proof.report import write as write_report
@@ -40,11 +41,16 @@ def ingest(
     image_size: Annotated[int, typer.Option(min=16, max=512, help="pixels a side of each slice")] = 64,
     slices: Annotated[int, typer.Option(min=1, help="slices kept of each patient")] = 24,
     classes: Annotated[str, typer.Option(help="names of the labels in order, separated by commas")] = "",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="patients of a folder at the same time; by default one a core")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the totals as JSON")] = False,
 ) -> None:
     """Read a folder of DICOM, NIfTI or images, or fetch from a PACS; write patient-grouped slices and a manifest.
 
     Example: fedsynth client ingest site.yaml --work work --classes healthy,lesion
+
+    Interrupted, even killed: the same command goes on with the patients who are not finished.
 
     Afterwards: work/cohort holds one file per patient, work/manifest.jsonl says what became of each input, and
     work/pseudonym.key must be kept: with it the same patient gets the same pseudonym next time.
@@ -53,8 +59,9 @@ def ingest(
     names = [name.strip() for name in classes.split(",") if name.strip()]
     with progress("reading") as tell:
         report = ingest_site(
-            settings, classes=names, image_size=image_size, slices_per_patient=slices, work=work, progress=tell
-        )
+            settings, classes=names, image_size=image_size, slices_per_patient=slices, work=work, progress=tell,
+            say=lambda text: typer.echo(text, err=True), jobs=jobs or workers.cores(),
+        )  # fmt: skip
     page = write_report(work)
     if as_json:
         typer.echo(json.dumps(asdict(report)))

@@ -188,6 +188,7 @@ def test_an_interrupted_run_leaves_the_old_cohort_in_place(
     write_series(tmp_path / "data")
     run(tmp_path)
     old = dataset.load(tmp_path / "work" / "cohort")
+    write_series(tmp_path / "data" / "more", study="2", PatientID="P2")
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -197,7 +198,7 @@ def test_an_interrupted_run_leaves_the_old_cohort_in_place(
         run(tmp_path)
     assert [patient.pseudonym for patient in dataset.load(tmp_path / "work" / "cohort")] == [old[0].pseudonym]
     monkeypatch.undo()
-    assert run(tmp_path).patients == 1
+    assert run(tmp_path).patients == 2
 
 
 def test_the_cohort_keeps_its_name_whatever_the_run_asks_for(tmp_path: Path, write_series: Write) -> None:

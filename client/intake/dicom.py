@@ -2,7 +2,7 @@
 
 Only the rebuilt records reach the volume; the source datasets are dropped file by file.
 
-Left out: fetching the files (`client.pacs.pull`); parallel reading.
+Left out: fetching the files (`client.pacs.pull`); several patients at a time (`client.intake.folder`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ WANTED = frozenset(
     | {rule.keyword for rule in (*series.KEYS.values(), *series.PHYSICS.values())}
 )
 
+IDENTITY = frozenset({"PatientID", "SOPInstanceUID"})
+
 
 @dataclass
 class Series:
@@ -49,6 +51,16 @@ class Person:
     identifier: str = ""
     issued: bool = False
     studies: dict[str, dict[str, Series]] = field(default_factory=lambda: defaultdict(dict))
+
+
+def ties(inputs: Inputs, file: int) -> tuple[str, str]:
+    """The patient's identifier and the instance UID of a file; empty where its verdict cannot depend on another file's."""
+    try:
+        header = reader.header(inputs.paths[file], IDENTITY)
+        patient = guarded(Reason.NO_PATIENT, lambda: rules.identifier_of(header))
+        return patient, guarded(Reason.UNREADABLE, lambda: "".join(gates.words(header, "SOPInstanceUID")))
+    except Withheld:
+        return "", ""
 
 
 def patients(inputs: Inputs, cut: Cut) -> Iterator[Found]:

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from client import dataset
 from client.rebuild import manifest
-from client.rebuild.manifest import Entry
+from client.rebuild.manifest import Entry, Reason
 from shared.errors import DataError
+
+Files = list[tuple[Path, Reason | None]]
 
 
 @dataclass
@@ -31,6 +35,21 @@ class Batch:
         self.slices |= other.slices
 
 
+@dataclass(frozen=True)
+class Task:
+    """What to do with each patient.
+
+    read       files below a folder -> slices in another folder, and verdicts
+    settings   keyed token of everything but the images that decides a result, by the identifiers of the patients
+    """
+
+    read: Callable[[Path, Files, Path], Batch]
+    settings: Callable[..., str]
+    key: bytes = field(repr=False)
+    work: Path
+
+
+@cache
 def code() -> str:
     """SHA-256 of the modules of this room: another de-identification is another result."""
     modules = sorted(Path(__file__).parents[1].rglob("*.py"))

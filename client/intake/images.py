@@ -25,6 +25,18 @@ ENDINGS = frozenset({".jpg", ".jpeg", ".png"})
 LIMIT_PIXELS = 4096 * 4096
 
 
+def ties(inputs: Inputs, file: int) -> tuple[str, str]:
+    """The name of a file's patient, empty where it has none; and nothing else."""
+    parts = inputs.parts(file)
+    usable = inputs.paths[file].suffix.lower() in ENDINGS and len(parts) >= 3
+    return parts[1] if usable else "", ""
+
+
+def check_classes(inputs: Inputs, classes: Sequence[str]) -> None:
+    """Raise DataError when a folder that holds patients' folders is none of the classes."""
+    _labels({inputs.parts(file)[0] for file in inputs.open() if ties(inputs, file)[0]}, classes)
+
+
 def patients(inputs: Inputs, cut: Cut, classes: Sequence[str]) -> Iterator[Found]:
     """Every patient with at least one readable picture; each file of the inputs has its verdict when this ends."""
     people: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))

@@ -1,9 +1,9 @@
 """A site's data to its cohort: one file per patient, a manifest line per input, and a key that stays.
 
 Everything is written beside its place and renamed, the cohort as a whole folder: an interrupted ingest leaves the old
-cohort or none, and running it again heals it.
+cohort or none, and running it again goes on with the patients who are not finished (`client.intake.finished`).
 
-Left out: resuming half way through a folder (a PACS: `client.pacs.pull`).
+Left out: several patients of a PACS at a time.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from client import dataset
-from client.intake import dicom, finished, images, labels, nifti, text
-from client.intake.finished import Batch
+from client.intake import dicom, finished, folder, images, labels, nifti, text
+from client.intake.finished import Batch, Files, Task
 from client.intake.inputs import Cut, Found, Inputs, Step
-from client.pacs import pull
+from client.pacs import pull, spool
 from client.rebuild import manifest, profile, provenance, pseudonym, reader
 from shared.config import Site
 from shared.errors import DataError
@@ -50,13 +50,17 @@ def ingest(
     slices_per_patient: int,
     work: Path,
     progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+    jobs: int = 1,
 ) -> IngestReport:
     """Read `site.data` or fetch from `site.pacs`; write work/cohort/<pseudonym>.npz and work/manifest.jsonl.
 
     Where absent, the hospital's key is made.
 
     classes   names of the labels in order; a patient's label is an index into them
-    progress  called with (done, total): of files, or of patients when they come from a PACS
+    progress  called with (done, total): of files, twice each, or of patients when they come from a PACS
+    say       told, in one line, what was taken up of an earlier run over a folder
+    jobs      patients of a folder that are worked on at the same time, each in a process of its own
 
     Raises DataError, in one line without patient data, when nothing usable is found; the manifest then tells why.
     """
@@ -94,20 +98,26 @@ def ingest(
         modality=site.modality,
     )
     source = _Source(site, key, cut, tuple(classes), by_identifier)
+    task = Task(source.read, source.settings, key, work)
 
-    partial = work / "cohort.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(mode=0o700)
-    (partial / dataset.COHORT_FILE).write_text(dataset.cohort_id(key), encoding="ascii")
-    silence = problem = None
-    if site.pacs is not None:
-        pulled = pull.pull(site.pacs, pull.Task(source.read, source.settings, key, work), partial, progress)
-        batch, silence, problem = pulled.batch, pulled.silence, pulled.problem
-    else:
-        assert data is not None
-        batch = source.read(data, files, partial, progress)
-    _replace(partial, work / "cohort")
-    manifest.write(batch.entries, work / "manifest.jsonl", _ran(site, models))
+    store = work / "finished"
+    store.mkdir(exist_ok=True, mode=0o700)
+    with spool.alone(store):
+        partial = work / "cohort.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(mode=0o700)
+        (partial / dataset.COHORT_FILE).write_text(dataset.cohort_id(key), encoding="ascii")
+        if site.pacs is not None:
+            outcome = pull.pull(site.pacs, task, partial, progress)
+        else:
+            assert data is not None
+            if site.format == "images":
+                images.check_classes(Inputs(data, files, key), classes)
+            ties = {"dicom": dicom.ties, "nifti": nifti.ties, "images": images.ties}[site.format]
+            outcome = pull.Outcome(folder.read(task, ties, data, files, partial, progress, say, jobs))
+        _replace(partial, work / "cohort")
+        batch, silence = outcome.batch, outcome.silence
+        manifest.write(batch.entries, work / "manifest.jsonl", _ran(site, models))
     counts, reasons = manifest.verdicts(batch.entries), manifest.reasons(batch.entries)
     if silence is not None:
         raise DataError(
@@ -116,7 +126,7 @@ def ingest(
         )
     if not batch.slices:
         why = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
-        why += f"; {problem}" if problem else ""
+        why += f"; {outcome.problem}" if outcome.problem else ""
         raise DataError(f"no usable patient among {len(batch.entries)} files ({why}); see {work / 'manifest.jsonl'}")
     return IngestReport(
         len(batch.slices), sum(batch.slices.values()), counts["PASS"], counts["QUARANTINED"], counts["REFUSED"], reasons
@@ -133,11 +143,9 @@ class _Source:
     classes: tuple[str, ...]
     by_identifier: Mapping[str, int]
 
-    def read(
-        self, folder: Path, files: pull.Files, place: Path, progress: Callable[[int, int], None] | None = None
-    ) -> Batch:
-        """The slices of some files below `folder`, written to `place`, and the verdict on each file."""
-        inputs, sha256, slices = Inputs(folder, files, self.key, progress), {}, {}
+    def read(self, data: Path, files: Files, place: Path) -> Batch:
+        """The slices of some files below `data`, written to `place`, and the verdict on each file."""
+        inputs, sha256, slices = Inputs(data, files, self.key), {}, {}
         for found in self._patients(inputs):
             label = self.by_identifier.get(found.identifier, found.label)
             dataset.save(dataset.Patient(found.pseudonym, label, found.x_SHW), place)
@@ -145,11 +153,11 @@ class _Source:
             slices[found.pseudonym] = len(found.x_SHW)
         return Batch(inputs.entries(sha256), slices)
 
-    def settings(self, patient: str) -> str:
-        """Keyed token of all that decides what a patient's files become: settings, code and label."""
-        label = self.by_identifier.get(pseudonym.token(self.key, "label", patient), -1)
-        said = self.site.model_dump_json(exclude=UNRELATED)
-        return pseudonym.token(self.key, "settings", f"{finished.code()} {said} {self.cut} {label}")
+    def settings(self, *patients: str) -> str:
+        """Keyed token of all that decides what these patients' files become: settings, code and labels."""
+        labels = [self.by_identifier.get(pseudonym.token(self.key, "label", patient), -1) for patient in patients]
+        said = f"{finished.code()} {self.site.model_dump_json(exclude=UNRELATED)} {self.cut} {self.classes} {labels}"
+        return pseudonym.token(self.key, "settings", said)
 
     def _patients(self, inputs: Inputs) -> Iterator[Found]:
         match self.site.format:

@@ -29,6 +29,14 @@ LIMIT_BYTES = 1 << 30  # unpacked
 LABEL_MAP_VALUES = 16  # fewer distinct values than this are a mask, not a scan
 
 
+def ties(inputs: Inputs, file: int) -> tuple[str, str]:
+    """The name of a file's patient, empty where it has none; and nothing else."""
+    parts = inputs.parts(file)
+    if not parts[-1].lower().endswith(ENDINGS) or parts[0] in DERIVED_FOLDERS:
+        return "", ""
+    return parts[0] if len(parts) > 1 else parts[0][: parts[0].lower().rindex(".nii")], ""
+
+
 def patients(inputs: Inputs, cut: Cut) -> Iterator[Found]:
     """Every patient with at least one usable volume; each file of the inputs has its verdict when this ends."""
     people: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -39,7 +47,7 @@ def patients(inputs: Inputs, cut: Cut) -> Iterator[Found]:
         elif parts[0] in DERIVED_FOLDERS:
             inputs.give(file, Reason.DERIVATIVES)
         else:
-            name = parts[0] if len(parts) > 1 else parts[0][: parts[0].lower().rindex(".nii")]
+            name, _ = ties(inputs, file)
             session = next((part for part in parts[1:-1] if part.startswith("ses-")), "")
             people[name][session].append(file)
             inputs.know(file, patient=pseudonym.pseudonym(inputs.key, "", name), sop_class="nifti")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.intake import finished
-from client.intake.finished import Batch
+from client.intake.finished import Batch, Task
 from client.pacs import spool, wanted
 from client.pacs.archive import Archive, Series, Unanswered, patiently
 from client.pacs.dicomweb import DicomwebArchive
@@ -26,22 +26,7 @@ from client.rebuild.redaction import guarded, redacted
 from shared.pacs import Pacs
 
 MODALITY = "MR"
-Files = list[tuple[Path, Reason | None]]
 IDENTITY = frozenset({"PatientID", "IssuerOfPatientID"})
-
-
-@dataclass(frozen=True)
-class Task:
-    """What to do with each patient.
-
-    read       files of one patient below a folder -> slices in another folder, and verdicts
-    settings   keyed token of everything but the images that decides a patient's result, by patient identifier
-    """
-
-    read: Callable[[Path, Files, Path], Batch]
-    settings: Callable[[str], str]
-    key: bytes
-    work: Path
 
 
 @dataclass(frozen=True)
@@ -95,8 +80,7 @@ def pull(pacs: Pacs, task: Task, place: Path, progress: Callable[[int, int], Non
     patients = wanted.read(pacs.patients)
     outcome = Outcome(Batch())
     store = task.work / "finished"
-    store.mkdir(exist_ok=True, mode=0o700)
-    with spool.alone(store), redacted():
+    with redacted():
         spooled = spool.Spool(task.work, task.key)
         spooled.clear()
         with connect(pacs) as archive:

@@ -1,0 +1,122 @@
+"""A folder of many patients to slices: cut by patient, done in several processes, and what is done stays done.
+
+A unit of work is the files of one patient identifier (of any issuer), together with those of another that have an instance UID
+in common with them; so no verdict depends on another unit, and the result is that of reading all at once. Files that name
+nobody are a unit too. A unit is kept whole or not at all (`client.intake.finished`): a run that was killed, or that finds
+new patients, goes on with what is missing, and its last bytes are those of an uninterrupted run.
+
+A unit's files are taken as unchanged when paths, sizes and both times of change are. Left out: cutting in several processes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from client.intake import finished, workers
+from client.intake.finished import Batch, Files, Task
+from client.intake.inputs import Inputs
+from client.rebuild import pseudonym
+
+Ties = Callable[[Inputs, int], tuple[str, str]]
+ANEW = "the finished patients here are of other files, or of another site file, key or version: starting anew"
+
+
+@dataclass
+class Unit:
+    """Files that are judged together. `name` of its folder, `settings`, `images`: keyed tokens, as in `finished`."""
+
+    name: str = ""
+    settings: str = ""
+    images: str = ""
+    patients: set[str] = field(default_factory=set, repr=False)
+    files: Files = field(default_factory=list, repr=False)
+
+
+def read(
+    task: Task,
+    ties: Ties,
+    data: Path,
+    files: Files,
+    place: Path,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+    jobs: int = 1,
+) -> Batch:
+    """Slices of every patient of a folder in `place`, and the verdict on each file.
+
+    ties   of a file: the patient's identifier and the instance, each empty where there is none
+    say    told in one line what of an earlier run was taken up
+    """
+    store, batch, done = task.work / "finished", Batch(), 0
+
+    def tell(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(done, 2 * len(files))
+
+    def take(unit: Unit) -> bool:
+        kept = finished.find(store / unit.name, unit.settings, unit.images)
+        if kept is not None:
+            batch.add(kept)
+            finished.copy(store / unit.name, place)
+            tell(len(unit.files))
+        return kept is not None
+
+    units = _units(task, ties, data, files, tell)
+    before = [path for path in store.glob("*") if path.suffix != ".partial"]
+    finished.forget_others(store, {unit.name for unit in units})
+    left = [unit for unit in units if not take(unit)]
+    if before and say is not None:
+        todo, everyone = (sum(any(unit.patients) for unit in several) for several in (left, units))
+        say(f"{everyone - todo} of {everyone} patients are finished already" if todo < everyone else ANEW)
+    work = functools.partial(_finish, task, data, store)
+    for unit in workers.run(work, left, min(jobs, max(len(left), 1))):
+        assert take(unit), "a unit that was just finished"
+    return batch
+
+
+def _finish(task: Task, data: Path, store: Path, unit: Unit) -> None:
+    partial = finished.begin(store / unit.name)
+    finished.keep(store / unit.name, task.read(data, unit.files, partial), unit.settings, unit.images)
+
+
+def _units(task: Task, ties: Ties, data: Path, files: Files, tell: Callable[[int], None]) -> list[Unit]:
+    """The connected parts of the graph of files, patients and instances."""
+    inputs = Inputs(data, files, task.key)
+    unfit = set(range(len(files))) - set(inputs.open())
+    nodes: dict[tuple[str, str], int] = {}
+    edges: list[tuple[int, int]] = []
+    patients = []
+    for file in range(len(files)):
+        patient, instance = ("", "") if file in unfit else ties(inputs, file)
+        keys = [("patient", patient), ("instance", instance)] if patient and instance else [("patient", patient)]
+        edges += [(file, len(files) + nodes.setdefault(key, len(nodes))) for key in keys]
+        patients.append(patient)
+        tell(1)
+    size = len(files) + len(nodes)
+    graph = coo_matrix((np.ones(len(edges)), tuple(np.array(edges).T)), shape=(size, size))
+    parts: dict[int, Unit] = defaultdict(Unit)
+    for file, part in enumerate(connected_components(graph, directed=False)[1][: len(files)]):
+        parts[part].patients.add(patients[file])
+        parts[part].files.append(files[file])
+    for unit in parts.values():
+        unit.name = pseudonym.token(task.key, "unit", "\0".join(sorted(unit.patients)))
+        unit.settings = task.settings(*sorted(unit.patients))
+        unit.images = pseudonym.token(task.key, "images", json.dumps(list(_looks(data, unit.files))))
+    return sorted(parts.values(), key=lambda unit: unit.name)
+
+
+def _looks(data: Path, files: Files) -> Iterable[tuple[str, int, int, int]]:
+    for path, _ in files:
+        status = path.lstat()
+        yield str(path.relative_to(data)), status.st_size, status.st_mtime_ns, status.st_ctime_ns
