@@ -117,7 +117,7 @@ def test_a_rebuilt_slice_is_exactly_the_table(make_ct: Make, key: bytes) -> None
 
 
 @pytest.mark.parametrize("removed", [rule.keyword for rule in profile.CT_FRAME if rule.kind != "pixels"])
-def test_removing_any_one_rule_is_noticed(
+def test_e04_removing_any_one_rule_is_noticed(
     make_ct: Make, key: bytes, removed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tuple(rule for rule in profile.CT_FRAME if rule.keyword != removed)

@@ -65,7 +65,7 @@ def test_a_rebuilt_slice_is_exactly_the_table(make_slice: Make, key: bytes) -> N
 
 
 @pytest.mark.parametrize("removed", [rule.keyword for rule in profile.SINGLE_FRAME if rule.kind != "pixels"])
-def test_removing_any_one_rule_is_noticed(
+def test_e04_removing_any_one_rule_is_noticed(
     make_slice: Make, key: bytes, removed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tuple(rule for rule in profile.SINGLE_FRAME if rule.keyword != removed)
@@ -139,7 +139,7 @@ def test_changing_one_record_changes_no_other(make_slice: Make, key: bytes) -> N
     assert expected(content(second)) and expected(content(deidentify.rebuild(make_slice(), key)))
 
 
-def test_two_runs_give_the_same_bytes(make_slice: Make, key: bytes) -> None:
+def test_e06_two_runs_give_the_same_bytes(make_slice: Make, key: bytes) -> None:
     first, second = (deidentify.encode(deidentify.rebuild(make_slice(), key)) for _ in range(2))
     assert first == second
 
@@ -236,12 +236,6 @@ def test_words_outside_the_enumeration_are_dropped(make_slice: Make, key: bytes)
     assert rebuilt.ScanningSequence == "GR" and not rebuilt.MRAcquisitionType
 
 
-def test_unused_high_bits_and_trailing_bytes_are_cut(make_slice: Make, key: bytes) -> None:
-    plain = np.arange(64, dtype=np.uint16).reshape(8, 8)
-    hidden = make_slice(PixelData=(plain | 0xF000).tobytes() + b"JANE" * 10)
-    assert deidentify.rebuild(hidden, key).PixelData == plain.tobytes()
-
-
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2",
                                     "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.90"])  # fmt: skip
 def test_every_transfer_syntax_is_rebuilt_alike(
@@ -289,7 +283,7 @@ text = st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=126, exclu
 @given(st.dictionaries(st.sampled_from(sorted(rule.keyword for rule in profile.SINGLE_FRAME if rule.kind in ("number", "word"))),
                        st.one_of(text, st.lists(text, min_size=1, max_size=7))))  # fmt: skip
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_value_outside_the_typed_ranges_survives(make_slice: Make, values: dict[str, Any]) -> None:
+def test_e05_no_value_outside_the_typed_ranges_survives(make_slice: Make, values: dict[str, Any]) -> None:
     source = make_slice()
     for keyword, value in values.items():
         source.add(pydicom.DataElement(keyword, "UC", value))

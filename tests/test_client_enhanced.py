@@ -131,7 +131,7 @@ def test_a_rebuilt_multi_frame_object_is_exactly_the_table(make_slice: Make, hea
 
 
 @pytest.mark.parametrize("removed", [*KEPT, *GROUPED], ids=str)
-def test_removing_any_one_multi_frame_rule_is_noticed(
+def test_e04_removing_any_one_multi_frame_rule_is_noticed(
     make_slice: Make, head: np.ndarray, key: bytes, removed: str | tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if isinstance(removed, str):

@@ -84,7 +84,7 @@ def with_thread_to_the_face(made: Head) -> np.ndarray:
     (lambda h: h.brain[1:], Reason.NO_BRAIN),
     (lambda h: h.brain.astype(np.float32), Reason.NO_BRAIN),
 ], ids=["head", "everything", "empty", "forward", "down", "shrunk", "sliced", "thread", "shape", "kind"])  # fmt: skip
-def test_a_broken_masker_is_refused(small: Head, broken: Callable[[Head], np.ndarray], reason: Reason) -> None:
+def test_v04_a_broken_masker_is_refused(small: Head, broken: Callable[[Head], np.ndarray], reason: Reason) -> None:
     assert refusal(small, broken(small)).reason is reason
 
 
@@ -103,7 +103,7 @@ def test_a_masker_that_stops_is_a_verdict_without_its_words(small: Head, monkeyp
     (lambda h: {"contrast": float("nan")}, Reason.NOT_T1),
     (lambda h: {"covered": 0.79}, Reason.COVERAGE),
 ])  # fmt: skip
-def test_a_second_opinion_that_disagrees_withholds_the_series(
+def test_v03_a_second_opinion_that_disagrees_withholds_the_series(
     small: Head, change: Callable[[Head], dict[str, Any]], reason: Reason
 ) -> None:
     assert refusal(small, small.brain, known(small, **change(small))).reason is reason
@@ -124,7 +124,7 @@ def test_values_that_are_no_numbers_are_withheld(small: Head, value: float) -> N
     assert refusal(replace(small, volume_RAS=volume), small.brain).reason is Reason.PIXEL_FORMAT
 
 
-def test_of_what_passes_everything_outside_the_mask_is_exactly_zero(small: Head) -> None:
+def test_v02_of_what_passes_everything_outside_the_mask_is_exactly_zero(small: Head) -> None:
     scan = remove(small, small.brain)
     assert scan.brain is not None and scan.cerebrum is not None
     assert not scan.volume_RAS[~scan.brain].any() and scan.volume_RAS[scan.brain].mean() > 100
@@ -144,14 +144,14 @@ def test_of_what_passes_everything_outside_the_mask_is_exactly_zero(small: Head)
     assert not pictures[allowed == 0].any() and (allowed == 0).mean() > 0.3 and pictures.max() == 255
 
 
-def test_a_value_left_outside_the_mask_is_noticed(small: Head) -> None:
+def test_v02_a_value_left_outside_the_mask_is_noticed(small: Head) -> None:
     scan = Scan(small.volume_RAS, small.spacing_mm)
     with pytest.raises(Withheld) as caught:
         face.remove(scan, lambda _: small.brain, lambda *_: known(small), correct=lambda volume, *_: volume)
     assert caught.value.reason is Reason.OUTSIDE_MASK
 
 
-def test_levels_without_cerebrum_make_no_picture(small: Head) -> None:
+def test_v07_levels_without_cerebrum_make_no_picture(small: Head) -> None:
     scan = remove(small, small.brain)
     assert scan.brain is not None and scan.cerebrum is not None
     height = np.broadcast_to(np.arange(scan.brain.shape[2], dtype=np.float32), scan.brain.shape) * scan.brain
@@ -316,7 +316,7 @@ def surface_mm(volume_RAS: np.ndarray, step_mm: float) -> np.ndarray:
     return np.where(something.any(axis=1), forward, 0) * step_mm
 
 
-def test_the_networks_leave_no_voxel_of_a_face(whole: Head, fitted: Fit) -> None:
+def test_v01_the_networks_leave_no_voxel_of_a_face(whole: Head, fitted: Fit) -> None:
     scan = Scan(whole.volume_RAS, whole.spacing_mm)
     found = masks.deepbet(whole.volume_RAS)
     stripped = face.remove(scan, masker=lambda _: found, second=lambda *_: fitted)
@@ -341,7 +341,7 @@ def test_the_template_knows_the_brain_and_the_face(whole: Head, fitted: Fit) -> 
     assert not (fitted.cerebrum & ~fitted.brain).any()
 
 
-def test_a_head_upside_down_is_withheld(small: Head) -> None:
+def test_v05_a_head_upside_down_is_withheld(small: Head) -> None:
     def turned(array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array[:, :, ::-1])
 
@@ -351,7 +351,7 @@ def test_a_head_upside_down_is_withheld(small: Head) -> None:
 
 
 @pytest.mark.parametrize("levels", [slice(0, 42), slice(52, None)], ids=["vertex cut off", "base cut off"])
-def test_half_a_brain_in_view_is_withheld(small: Head, levels: slice) -> None:
+def test_v05_half_a_brain_in_view_is_withheld(small: Head, levels: slice) -> None:
     made = Head(small.volume_RAS[:, :, levels], small.spacing_mm, small.brain[:, :, levels], small.face[:, :, levels])
     fit = template.fit(made.volume_RAS, made.spacing_mm)
     assert refusal(made, made.brain, fit).reason in (Reason.COVERAGE, Reason.BRAIN_VOLUME, Reason.MASKS_DIFFER)

@@ -129,7 +129,7 @@ def test_the_search_would_find_a_canary(planted: Path, canaries: Canaries) -> No
     assert len(hits) >= 2 * SLICES
 
 
-def test_spare_bits_carry_no_canary(planted: Path, tmp_path: Path) -> None:
+def test_p02_spare_bits_carry_no_canary(planted: Path, tmp_path: Path) -> None:
     """The nibbles above the bits stored hold one; a byte search cannot see it, so the bits themselves are looked at."""
     cli.app(["deidentify", str(planted), str(tmp_path / "out"), "--key", str(tmp_path / "key")], standalone_mode=False)
     for path in (tmp_path / "out").glob("*.dcm"):

@@ -198,7 +198,7 @@ def watched() -> Iterator[tuple[list[str], list[Any]]]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_round_trip_gives_what_the_folder_gives_and_leaks_nothing(
+def test_n01_l05_l06_the_round_trip_gives_what_the_folder_gives_and_leaks_nothing(
     way: str, pacs: Orthanc, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str],
     watched: tuple[list[str], list[Any]], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -269,7 +269,7 @@ def test_dimse_over_tls_works_only_with_certificates_of_the_right_authority(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_archive_that_dies_half_way_leaves_no_half_study_and_the_next_run_heals(
+def test_n02_an_archive_that_dies_half_way_leaves_no_half_study_and_the_next_run_heals(
     way: str, pacs: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, work = pacs.settings(way, tmp_path, EVERYBODY), with_key(tmp_path / "work")
@@ -386,7 +386,7 @@ def test_an_archive_that_does_not_know_us_says_so_in_our_words(pacs: Orthanc, tm
         run(settings, tmp_path / "work")
 
 
-def test_images_from_an_application_entity_that_is_not_listed_are_refused(pacs: Orthanc, tmp_path: Path) -> None:
+def test_n03_images_from_an_application_entity_that_is_not_listed_are_refused(pacs: Orthanc, tmp_path: Path) -> None:
     settings = pacs.settings("dimse", tmp_path, f"{WORD}-2\n", tries=1)
     settings["dimse"]["peers"] = {"ANOTHER": "127.0.0.1"}
     with pytest.raises(DataError, match=r"incomplete 1; the PACS: .*listen_port"):

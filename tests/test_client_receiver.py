@@ -65,7 +65,7 @@ def turned_away(port: int, source: str) -> bool:
             return False
 
 
-def test_the_door_takes_only_what_was_asked_for_from_whom_it_was_asked(
+def test_n03_the_door_takes_only_what_was_asked_for_from_whom_it_was_asked(
     door: Any, make_slice: Callable[..., FileDataset]
 ) -> None:
     here, port = door()

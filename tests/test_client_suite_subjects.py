@@ -1,8 +1,7 @@
 """Groups U, L and M of the de-identification suite: subjects and UIDs, channels that leak, markers.
 
-Left out, with the reason: U06 and U07 (dates and ages are removed, no option that keeps them exists); L05 and L06
-(access logs and associations: `test_client_pacs`). M03 stands in `test_client_paper`, M04 in
-`test_client_manifest` and `test_client_verify`.
+No option that keeps dates or ages exists: of U06 and U07 it is shown that none is written. L05 and L06 (access logs and
+associations) stand in `test_client_pacs`, M03 in `test_client_paper`, M04 in `test_client_manifest` and `test_client_verify`.
 """
 
 from __future__ import annotations
@@ -108,6 +107,42 @@ def test_u05_one_number_from_two_issuers_is_two_patients(make_slice: Make, key: 
     assert len(names) == 3
     swapped = [rules.patient_of(make_slice(PatientID=a, IssuerOfPatientID=b), key) for a, b in ("AB", "BA")]
     assert swapped[0] != swapped[1]
+
+
+DATES = {
+    "DA": ["19470229", "19480229", "1947", "194712", "1947.12.13", "19471213-19481213", "-19471213", "1947-12-13"],
+    "DT": ["19471213091205.123456+0130", "19471213091205-1100", "1947", "19480229", "20240229235960&ZZXX"],
+    "TM": ["091205.123456", "091205", "0912", "235960", "09:12:05"],
+}
+DATED = {
+    "DA": ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "PatientBirthDate", "DateOfLastCalibration"),
+    "DT": ("AcquisitionDateTime", "FrameReferenceDateTime", "InstanceCoercionDateTime", "DateTime"),
+    "TM": ("StudyTime", "SeriesTime", "AcquisitionTime", "ContentTime", "PatientBirthTime", "TimeOfLastCalibration"),
+}
+
+
+@pytest.mark.parametrize("vr", DATES)
+def test_u06_no_date_is_written_in_any_form(make_slice: Make, through: Through, vr: str) -> None:
+    """Leap days that exist and that do not, zones, ranges, years alone: none is shifted, all are gone."""
+    plain = through(make_slice())[1]
+    for value in DATES[vr]:
+        ds, inner = make_slice(), Dataset()
+        with pydicom.config.disable_value_validation():
+            for keyword in DATED[vr]:
+                ds[keyword] = pydicom.DataElement(keyword, vr, value)
+                inner[keyword] = pydicom.DataElement(keyword, vr, value)
+            ds.TimezoneOffsetFromUTC = "+0130"
+            ds.RequestAttributesSequence = [inner]
+            assert through(ds) == (Reason.OK, plain)
+
+
+@pytest.mark.parametrize("age", ["089Y", "090Y", "094Y", "94", "94Y", "005W", "011M", "003D", "4711", "QZJX"])
+def test_u07_no_age_is_written_however_old(make_slice: Make, through: Through, age: str) -> None:
+    plain = through(make_slice())[1]
+    ds = make_slice(PatientSize="1.77", PatientWeight="94", PatientSex="F", PregnancyStatus=4)
+    with pydicom.config.disable_value_validation():
+        ds["PatientAge"] = pydicom.DataElement("PatientAge", "AS", age)
+        assert through(ds) == (Reason.OK, plain)
 
 
 def test_u08_a_dictionary_of_every_identifier_recomputes_nothing(
