@@ -4,6 +4,7 @@
 |-----------------------------------------------------|----------------------------------------------------------------|
 | it answers                                          | the answer, opened and checked by `opened`                     |
 | its app failed                                      | so                                                             |
+| its node is killed, or its line cut                 | so, once its heartbeats are missed (a minute)                  |
 | it does not answer in time                          | so; an answer that comes later has expired                     |
 | it drops the question while that is handed out      | so, and nobody else is touched                                 |
 | it answers under the name of another site           | so (over a network, where nodes are authenticated)             |
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
@@ -53,6 +55,8 @@ class Answer:
         if self.message is None:
             raise MessageError(self.reason)
         if self.message.has_error():
+            if self.message.error.code == ErrorCode.NODE_UNAVAILABLE:
+                raise MessageError("its node was not heard of any more; it ended, or its line is cut")
             raise MessageError("the app at the site failed; its own log says why")
         reply = unpack(self.message.content)
         if known and reply.site != known.get(self.node):

@@ -53,6 +53,7 @@ ENTRIES: dict[str, frozenset[str]] = {
     "refused": frozenset({"run", "reason"}),
     "dropped": frozenset({"reason"}),
     "kept back": frozenset({"run", "reason"}),
+    "failed": frozenset({"run", "reason"}),
     "sent": frozenset({"run", "round", "epsilon", "tensors", "passed", "refused"}),
     # the coordinator
     "provisioned": frozenset({"made", "authority"}),

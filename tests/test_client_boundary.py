@@ -436,8 +436,9 @@ def test_bytes_hidden_in_an_arrays_header_do_not_survive(site: Site) -> None:
 def test_an_apps_error_text_stays_here(site: Site) -> None:
     line = Line(request(), OURS)
     reply, _ = exchange(site, line, lambda message: Message(Error(code=5, reason=SECRET), reply_to=message))
-    assert isinstance(reply, messages.Refusal)
+    assert reply == messages.Refusal("north", "the site's app failed; its own log says why")
     assert SECRET.encode() not in b"".join(line.sent.values())
+    assert kinds(site) == ["asked", "failed", "sent"]
 
 
 def test_a_refusal_leaves_with_the_name_of_its_error_alone(site: Site) -> None:

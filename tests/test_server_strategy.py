@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import ArrayRecord, Error, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from server.aggregate import ServerOptimizer
@@ -168,10 +169,12 @@ def test_an_error_a_refusal_and_a_second_reply_under_one_name_are_told_apart(tmp
         2: lambda *_: Error(code=0, reason="patient 42"),
         3: lambda *_: messages.pack_refusal(messages.Refusal("z", "the cap is reached")),
         4: good("x", 50.0),
+        5: lambda *_: Error(code=ErrorCode.NODE_UNAVAILABLE, reason="offline"),
     }
     tensors, events, _ = run(tmp_path, sites)
     assert torch.equal(tensors["a"], torch.ones(3))
     said = failures(events)
+    assert "the app at the site failed" in said["node 2"] and "not heard of any more" in said["node 5"]
     assert said["z"] == "the cap is reached" and "second reply" in said["x"]
     assert "patient" not in said["node 2"]
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -239,6 +243,30 @@ def test_what_the_facts_hold_is_nothing_of_a_patient_and_no_key(brains: Brains) 
         assert "error" in json.loads(fetch(f"{url}/facts?token={TOKEN}")[1]), (
             "one look that fails does not end the page"
         )
+
+
+def test_the_command_serves_until_ctrl_c_and_then_ends_quietly(brains: Brains) -> None:
+    program = [sys.executable, "-c", "from server.cli import app; app()", "watch", str(brains.file), "--port", "0"]
+    words = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    with subprocess.Popen(
+        program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | words
+    ) as watch:
+        try:
+            assert watch.stdout is not None
+            url, hint = watch.stdout.readline().strip(), watch.stdout.readline().strip()
+            assert hint == "Ctrl-C ends."
+            address, _, token = url.partition("?token=")
+            assert fetch(url)[1].decode() == PAGE
+            facts = json.loads(fetch(f"{address}facts?token={token}")[1])
+            assert (facts["serving"], facts["run"]["name"]) == (True, "demo")
+            assert fetch(address)[0] == fetch(f"{address}?token={TOKEN}")[0] == 403
+            watch.send_signal(signal.SIGINT)
+            rest = watch.communicate(timeout=20)
+        finally:
+            watch.kill()
+    assert (watch.returncode, *rest) == (0, "", "")
+    with pytest.raises(urllib.error.URLError):
+        fetch(url)
 
 
 @pytest.mark.debian("chromium")
