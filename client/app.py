@@ -24,7 +24,7 @@ from client import budget, dataset, figures, policy, proposal, replies
 from client.train import train
 from privacy import noise, statistics
 from privacy.accounting import Event
-from shared import messages, weights
+from shared import logs, messages, weights
 from shared.config import Site, read
 from shared.device import device_for
 from shared.errors import DataError, FederationError, FedsynthError, PrivacyError
@@ -73,20 +73,22 @@ def judge(content: RecordDict, context: Context) -> RecordDict:
 def _guarded(context: Context, do: Callable[[Site, Path], RecordDict]) -> RecordDict:
     """What `do` answers, or a refusal whose words carry no data."""
     name = "unknown"
+    about = {"site": name, "run": str(context.run_id)}
     try:
+        logs.begin_app()
         site, work = locate(context)
-        name = site.name
+        name = about["site"] = site.name
         policy.refuse_seeds(context.node_config, context.run_config)
         return do(site, work)
     except DataError as error:  # its text may speak of local files, so it stays here
-        LOG.error("%s", error)
+        LOG.error("%s", error, extra=about)
         return messages.pack_refusal(messages.Refusal(name, "the site's data cannot be used; its own log says why"))
     except FedsynthError as error:
-        LOG.error("%s", error)
+        LOG.error("%s", error, extra=about)
         return messages.pack_refusal(messages.Refusal(name, f"{type(error).__name__}: {error}"))
     except Exception as error:  # noqa: BLE001 - whatever it is, its text may quote data: it neither travels nor is logged
         where = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
-        LOG.error("%s at %s", type(error).__name__, " < ".join(reversed(where)))
+        LOG.error("%s at %s", type(error).__name__, " < ".join(reversed(where)), extra=about)
         reason = f"the site's app failed with {type(error).__name__}; its own log says where"
         return messages.pack_refusal(messages.Refusal(name, reason))
 

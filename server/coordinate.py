@@ -26,6 +26,7 @@ from server.plan import plan
 from server.publish.draw import draw
 from server.publish.propose import propose
 from server.strategy import Strategy, largest_update
+from server.trackers import trackers
 from shared import weights
 from shared.config import Experiment
 from shared.device import device_for
@@ -42,7 +43,7 @@ def coordinate(grid: Grid, experiment: Experiment, out: Path) -> None:
     """
     # Set up
     weights.write_bytes(out / "experiment.json", experiment.model_dump_json(indent=2).encode())
-    events = Events(out / "events.jsonl", partial(journal.from_event, out.parent))
+    events = Events(out / "events.jsonl", partial(journal.from_event, out.parent), *trackers(out))
     hashed = configuration(experiment)
     device = device_for(experiment.performance)
     model = weights.load_base(experiment.base, experiment.network, experiment.classes).to(device)

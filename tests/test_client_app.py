@@ -323,4 +323,4 @@ def test_seeding_every_other_generator_changes_nothing(site: Path, monkeypatch: 
         reply = ask(site, EXPERIMENT.model_copy(update={"seed": 5}), number=number)
         assert isinstance(reply, messages.TrainReply)
         updates.append(torch.cat([u.flatten() for u in reply.update.values()]))
-    assert not torch.isclose(updates[0], updates[1], rtol=1e-3).any()
+    assert not torch.isclose(updates[0], updates[1], rtol=1e-6).any()  # by chance: 1 in 10,000

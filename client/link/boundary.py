@@ -111,8 +111,9 @@ class Boundary:
                 return None
             except Exception as error:  # noqa: BLE001 - whatever is wrong with a request, it goes no further
                 reason = f"{type(error).__name__}: {error}" if isinstance(error, FedsynthError) else "unreadable"
-                LOG.error("refused a request: %s", reason)
-                journal.write(self.work, "refused", run=str(message.metadata.run_id), reason=reason)
+                run = str(message.metadata.run_id)
+                LOG.error("refused a request: %s", reason, extra={"site": self.site.name, "run": run})
+                journal.write(self.work, "refused", run=run, reason=reason)
                 confirm(message.metadata.run_id, message.metadata.message_id)
                 deliver(message, messages.pack_refusal(messages.Refusal(self.site.name, reason)))
                 return None
@@ -132,6 +133,7 @@ class Boundary:
                 content, sent = messages.pack_refusal(reply), {"refused": reply.reason}
             journal.write(self.work, "sent", run=str(asked.message.metadata.run_id), round=asked.round, **sent)
             deliver(asked.message, content)
+            LOG.info("sent %s", ", ".join(f"{name} {value}" for name, value in sent.items()), extra=self._about(asked))
             return set(), ""  # nothing of the app's own message is left to send
 
         def checked_bundle(digest: str, run_id: int) -> Any:
@@ -190,6 +192,10 @@ class Boundary:
             bundle=run.fab_hash,
             configuration=configuration(experiment),
         )
+        LOG.info("asked to train for %s, round %d", experiment.name, number, extra=self._about(asked))
+
+    def _about(self, asked: Asked) -> dict[str, Any]:
+        return {"site": self.site.name, "run": str(asked.message.metadata.run_id), "round": asked.round}
 
     def _admit_proposal(self, message: Message, content: RecordDict, contents: dict[str, bytes]) -> None:
         """A release that the site is asked about; how often it answers is counted in the app, on the site's own record."""
@@ -258,7 +264,7 @@ class Boundary:
             return reply
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a reply, it does not leave
             reason = f"{type(error).__name__}: {error}" if isinstance(error, FedsynthError) else "unreadable reply"
-            LOG.error("kept back the app's reply: %s", reason)
+            LOG.error("kept back the app's reply: %s", reason, extra=self._about(asked))
             journal.write(self.work, "kept back", run=str(asked.message.metadata.run_id), reason=reason)
             return messages.Refusal(
                 self.site.name, "the site's boundary kept the app's reply back; its journal says why"

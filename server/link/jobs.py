@@ -74,6 +74,7 @@ class Board:
         self._account = AccountInfo(flwr_aid=NOOP_FLWR_AID, account_name=NOOP_ACCOUNT_NAME)
         self._names = b"{}"
         self._restarts: dict[str, tuple[int, int]] = {}  # name -> rounds finished, starts since then
+        self._said = {path: len(read(path)) for path in folder.glob("*/server/events.jsonl")}
         for run in self.state.get_run_info():  # what an earlier server left running has lost its process
             if run.status.status != Status.FINISHED:
                 self.state.stop_run(run.run_id)
@@ -86,6 +87,24 @@ class Board:
                 self._stop(path)
         for path in sorted(self.folder.glob("*/wanted.json")):
             self._want(path.parent)
+            self._say(path.parent)
+
+    def _say(self, out: Path) -> None:
+        """The run's own record, as lines of the server's log."""
+        path = out / "server" / "events.jsonl"
+        events = read(path)
+        for event in events[self._said.get(path, 0) :]:
+            kind, number, site = event["event"], event.get("round"), event.get("site")
+            where = ", ".join(
+                [out.name, *([f"round {number}"] if number is not None else []), *([site] if site else [])]
+            )
+            reason = f": {event['reason']}" if "reason" in event else ""
+            LOG.log(
+                logging.WARNING if reason else logging.DEBUG if kind == "drawn" else logging.INFO,
+                "%s: %s%s", where, kind.replace("_", " "), reason,
+                extra={"run": out.name, "round": number, "site": site},
+            )  # fmt: skip
+        self._said[path] = len(events)
 
     def _want(self, out: Path) -> None:
         path = out / "server" / nodes.FILE
@@ -112,7 +131,7 @@ class Board:
             )
             self._done(out)
             return
-        LOG.warning("%s ended without finishing; starting it again", out.name)
+        LOG.warning("%s ended without finishing; starting it again", out.name, extra={"run": out.name})
         self._launch(out)
 
     def _launch(self, out: Path) -> None:
@@ -126,7 +145,7 @@ class Board:
         response = control_handlers.start_run(request, self._account, self.state, "grpc-rere", source="cli")
         write_bytes(out / "job.json", json.dumps({"run": response.run_id, "bundle": run["bundle"]}).encode())
         journal.write(out, "run_launched", flower=str(response.run_id), **run)
-        LOG.info("started %s, bundle %s", out.name, bundle.sha256(data)[:12])
+        LOG.info("started %s, bundle %s", out.name, bundle.sha256(data)[:12], extra={"run": out.name})
 
     def _stop(self, path: Path) -> None:
         job = _read(path)
@@ -134,7 +153,7 @@ class Board:
             runs = self.state.get_run_info(run_ids=[job["run"]])
             if runs and runs[0].status.status != Status.FINISHED:
                 self.state.stop_run(job["run"])
-                LOG.info("stopped %s", path.parent.name)
+                LOG.info("stopped %s", path.parent.name, extra={"run": path.parent.name})
                 journal.write(path.parent, "run_stopped")
         path.unlink(missing_ok=True)
 

@@ -269,10 +269,10 @@ def _reconcile(folder: Path, state: Any, doors: Doors) -> dict[int, str]:
             admitted.add(key)
             if node is None:
                 node = state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 0, name=member.site)
-                LOG.info("admitted %s", member.site)
+                LOG.info("admitted %s", member.site, extra={"site": member.site})
             names[node] = member.site
         elif member.revoked is not None and node is not None:
             state.delete_node(NOOP_FLWR_AID, node)
-            LOG.info("shut out %s", member.site)
+            LOG.info("shut out %s", member.site, extra={"site": member.site})
     doors.admitted = admitted
     return names
