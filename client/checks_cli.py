@@ -23,7 +23,7 @@ from client.proof.verify import about
 from client.proof.verify import verify as verify_folder
 from client.rebuild import manifest, pseudonym
 from shared import signing
-from shared.weights import write_bytes
+from shared.durable import write_bytes
 
 SHOWN = 40  # findings printed as a table
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]

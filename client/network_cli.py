@@ -15,8 +15,8 @@ from shared import bundle, keys, logs
 from shared.audit_cli import print_entries
 from shared.checks import report
 from shared.config import Site, read
+from shared.durable import write_bytes
 from shared.errors import FederationError
-from shared.weights import write_bytes
 
 app = typer.Typer()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from shared import weights
+from shared.durable import write_bytes
 
 
 def save(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> str:
@@ -34,7 +35,7 @@ def latest(folder: Path) -> int | None:
 def mark_best(folder: Path, number: int, metric: str, value: float) -> None:
     """Record which round is best, by which metric."""
     text = json.dumps({"round": number, "metric": metric, "value": value}) + "\n"
-    weights.write_bytes(folder / "best.json", text.encode())
+    write_bytes(folder / "best.json", text.encode())
 
 
 def best(folder: Path) -> int | None:

@@ -12,8 +12,8 @@ import typer
 from server import finish, network_cli, status_cli
 from server.measure.tools import progress
 from server.pages.report import write_report
+from shared.durable import write_bytes
 from shared.errors import ConfigError, ReleaseRefused
-from shared.weights import write_bytes
 
 app = typer.Typer(help="The coordinator: admit sites, run the federation, release and report.", no_args_is_help=True)
 app.add_typer(network_cli.app)

@@ -30,6 +30,7 @@ from server.trackers import trackers
 from shared import weights
 from shared.config import Experiment
 from shared.device import device_for
+from shared.durable import write_bytes
 from shared.journal import configuration
 from shared.network import Model
 
@@ -42,7 +43,7 @@ def coordinate(grid: Grid, experiment: Experiment, out: Path) -> None:
     Raises FederationError when too few sites join or contribute.
     """
     # Set up
-    weights.write_bytes(out / "experiment.json", experiment.model_dump_json(indent=2).encode())
+    write_bytes(out / "experiment.json", experiment.model_dump_json(indent=2).encode())
     events = Events(out / "events.jsonl", partial(journal.from_event, out.parent), *trackers(out))
     hashed = configuration(experiment)
     device = device_for(experiment.performance)

@@ -24,6 +24,7 @@ from shared import signing, weights
 from shared.config import Experiment
 from shared.config import read as read_config
 from shared.device import device_for
+from shared.durable import write_bytes
 from shared.errors import DataError, FederationError, ReleaseRefused
 
 SIGNING_KEY = "release.key.pem"
@@ -144,7 +145,7 @@ def publish(
     _decided(out, verdict)
     key = signing.load_or_make(server / SIGNING_KEY)
     release.write(out / "release", drawn, statement, settings, seed=experiment.seed, key=key, gate=verdict)
-    weights.write_bytes(out / "release.pub.pem", signing.public_pem(key.public_key()).encode())
+    write_bytes(out / "release.pub.pem", signing.public_pem(key.public_key()).encode())
     fingerprint = signing.fingerprint(key.public_key())
     journal.write(out, "released", sums=seal.digest(out / "release" / seal.SUMS), key=fingerprint)
     return out / "release"

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-import torch
 import typer
 from packaging.requirements import Requirement
 
@@ -64,6 +63,8 @@ def disk(place: Path) -> Finding:
 
 def gpu() -> Finding:
     """Asked to add one and one: a card that is listed and does not work is found too."""
+    import torch  # noqa: PLC0415 - a second or more, and no other check needs it
+
     cards = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
     if not torch.cuda.is_available():
         if cards:

@@ -23,8 +23,11 @@ INTERRUPTED = 130  # 128 + SIGINT; typer turns Ctrl-C into this code
 TOP_LEVEL = ("simulations", "tools")  # their commands stand beside the others' groups
 
 
-def build() -> typer.Typer:
-    """All commands. A room that is not installed (simulations is not in the wheel) is left out."""
+def build(first: str = "") -> typer.Typer:
+    """All commands. A room that is not installed (simulations is not in the wheel) is left out.
+
+    first   the first word that was typed: where it names a group, no other room is imported, which takes seconds
+    """
     root = typer.Typer(
         name="fedsynth",
         no_args_is_help=True,
@@ -42,7 +45,11 @@ def build() -> typer.Typer:
 
     groups: dict[str, typer.Typer] = {}
     root.add_typer(audit_cli.app, name="audit")
-    for entry in sorted(entry_points(group="fedsynth.commands"), key=lambda e: e.name):
+    entries = sorted(entry_points(group="fedsynth.commands"), key=lambda e: e.name)
+    alone = first == "audit" or first in {e.name for e in entries} - {*TOP_LEVEL}
+    for entry in entries:
+        if alone and entry.name.partition(".")[0] != first:
+            continue
         try:
             commands = entry.load()
         except ModuleNotFoundError as error:
@@ -63,7 +70,7 @@ def main() -> None:
     # Several processes of ours share the cores; threads that spin while they wait would starve the others. Read when torch loads
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        code = build()(standalone_mode=False)
+        code = build(*sys.argv[1:2])(standalone_mode=False)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)

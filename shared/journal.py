@@ -34,9 +34,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shared import chain, keys, signing
+from shared.durable import write_bytes
 from shared.errors import LedgerError, SignatureError
 from shared.record import Record
-from shared.weights import write_bytes
 
 FILE, CHECKPOINT, KEY, PUBLIC = "journal.jsonl", "journal.checkpoint", "journal.key.pem", "journal.pub.pem"
 REMEDY = "move journal.jsonl and journal.checkpoint away and keep both; new ones begin by themselves"

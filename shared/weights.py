@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from shared.config import Network, validate
+from shared.durable import write_bytes
 from shared.errors import WeightsError
 from shared.network import Model
 
@@ -29,17 +29,6 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     data: bytes = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, dict(metadata or {}))
     write_bytes(path, data)
     return hashlib.sha256(data).hexdigest()
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file durably: temporary name, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def read(path: Path, sha256: str | None = None) -> dict[str, Tensor]:

@@ -33,9 +33,9 @@ from shared import weights
 from shared.config import Experiment, read
 from shared.device import device_for
 from shared.diffusion import sample
+from shared.durable import write_bytes
 from shared.errors import ConfigError, DataError
 from shared.network import Model
-from shared.weights import write_bytes
 from simulations import audit_plots, phantoms
 
 BESIDE = 8  # patients among whom the canaries hide; how many, and who, does not change what a canary reveals

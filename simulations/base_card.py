@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shared.diffusion import sample
+from shared.durable import write_bytes
 from shared.network import Model
-from shared.weights import write_bytes
 from simulations import phantoms
 
 COLUMNS, SAMPLER_STEPS = 12, 20

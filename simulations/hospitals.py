@@ -18,8 +18,8 @@ import yaml
 
 from privacy.statistics import asked
 from shared.config import Experiment, Site
+from shared.durable import write_bytes
 from shared.errors import DataError
-from shared.weights import write_bytes
 from simulations import phantom_dicom, phantoms
 
 NAMES = ("north", "south", "east", "west", "harbour", "hill", "lake", "forest", "river", "valley")

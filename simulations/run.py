@@ -23,8 +23,8 @@ from server.plan import plan
 from shared import weights
 from shared.config import Experiment, Site, read
 from shared.device import check_memory, device_for
+from shared.durable import write_bytes
 from shared.errors import ConfigError, ReleaseRefused
-from shared.weights import write_bytes
 from simulations import hospitals
 from simulations.federation import federate
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from shared import journal
+
 FEDSYNTH = str(Path(sys.executable).parent / "fedsynth")
 COMMANDS = [
     [],
@@ -47,3 +49,18 @@ def test_an_error_of_ours_is_one_line_and_no_traceback(tmp_path: Path) -> None:
     assert done.returncode in (1, 2)
     assert done.stderr.startswith("fedsynth: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_journal_is_checked_without_loading_what_trains(tmp_path: Path) -> None:
+    journal.write(tmp_path, "run_stopped", run="demo")
+    program = f"""
+import sys
+from shared.cli import main
+sys.argv = ["fedsynth", "audit", "verify", {str(tmp_path)!r}]
+try:
+    main()
+except SystemExit as end:
+    print(end.code, [name for name in ("torch", "flwr", "client.cli", "scipy") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr

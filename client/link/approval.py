@@ -17,8 +17,8 @@ from pathlib import Path
 from client.link import journal, node
 from shared import bundle, keys, signing
 from shared.config import Site
+from shared.durable import write_bytes
 from shared.errors import PolicyError, SignatureError
-from shared.weights import write_bytes
 
 OWN_KEY = "approval.key"
 

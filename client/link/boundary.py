@@ -36,7 +36,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.run import RunNotRunningException
 
 from client import budget, dataset, policy
-from client.link import approval, journal, line, parcel
+from client.link import approval, journal, line, node, parcel
 from privacy import ledger, statistics
 from shared import bundle, messages, weights
 from shared.config import Experiment, Site
@@ -75,13 +75,16 @@ class Boundary:
         self._shapes: dict[str, messages.Shapes] = {}
 
     def around(self, connect: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function that opens a connection, with all that passes checked."""
+        """The same function that opens a connection, with all that passes checked; it ends when the server shuts the node out."""
+
+        def refused() -> None:
+            line.admitted(node.load_kit(self.work), node.private_key(self.work))
 
         @contextmanager
         def checked(*arguments: Any, **named: Any) -> Iterator[tuple[Any, ...]]:
             with connect(*arguments, **named) as connection:
                 node_id, receive, *others = connection
-                yield self.wrap((node_id, line.patient(receive), *others))
+                yield self.wrap((node_id, line.patient(receive, refused), *others))
 
         return checked
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 import time
 from base64 import b64encode
@@ -14,14 +15,20 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.run import RunNotRunningException
 
 from client.link import node
 from shared import keys
 from shared.errors import FederationError
 
+LOG = logging.getLogger("fedsynth.client")
 CLOCK_S, REFUSED_S = 60.0, 300.0  # Flower accepts a signature for 300 s
 IDLE_S, IDLE_TIMES = 1.0, 60
 T = TypeVar("T")
+
+
+class NotAdmitted(FederationError):
+    """The server is there, and does not let this node in."""
 
 
 def probe(kit: keys.Kit, key: ec.EllipticCurvePrivateKey) -> list[str]:
@@ -47,7 +54,7 @@ def look(kit: keys.Kit, key: ec.EllipticCurvePrivateKey) -> tuple[list[str], str
     except httpx.HTTPError as error:
         raise FederationError(f"{_explain(error)} ({kit.address})") from error
     if answer.status_code == httpx.codes.FORBIDDEN:
-        raise FederationError(
+        raise NotAdmitted(
             f"{kit.address} does not admit this node: its key was not approved, was revoked, or its term is over; "
             "ask the coordinator"
         )
@@ -71,12 +78,30 @@ def look(kit: keys.Kit, key: ec.EllipticCurvePrivateKey) -> tuple[list[str], str
     return lines, said
 
 
-def patient(ask: Callable[[], T | None]) -> Callable[[], T | None]:
-    """`ask` for work every second, for a minute: Flower itself asks every three seconds, and a round waits for that."""
+def admitted(kit: keys.Kit, key: ec.EllipticCurvePrivateKey) -> None:
+    """NotAdmitted when the server has shut this node out; nothing where the line is down, because that may pass."""
+    try:
+        probe(kit, key)
+    except NotAdmitted:
+        raise
+    except FederationError as error:
+        LOG.warning("%s", error)
+
+
+def patient(ask: Callable[[], T | None], refused: Callable[[], None]) -> Callable[[], T | None]:
+    """`ask` for work every second, for a minute: Flower itself asks every three seconds, and a round waits for that.
+
+    refused   called when the server refuses to say; Flower takes that for a run that has ended, and would ask for ever
+    """
 
     def asks() -> T | None:
         for _ in range(IDLE_TIMES):
-            if (found := ask()) is not None:
+            try:
+                found = ask()
+            except RunNotRunningException:
+                refused()
+                raise
+            if found is not None:
                 return found
             time.sleep(IDLE_S)
         return None

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from shared import journal, keys
 from shared.config import Site
+from shared.durable import write_bytes
 from shared.errors import FederationError
-from shared.weights import write_bytes
 
 KEY, KIT = "node.key", "kit.json"
 

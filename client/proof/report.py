@@ -26,8 +26,8 @@ from client.proof.report_page import PAGE, STYLE
 from client.proof.report_words import OPTIONS, RISKS, ran, statement
 from client.rebuild import manifest
 from client.rebuild.manifest import Reason, Verdict
+from shared.durable import write_bytes
 from shared.errors import DataError
-from shared.weights import write_bytes
 
 SHOWN, COLUMNS, SIDE = 48, 8, 112  # pictures on the contact sheet, in a row, pixels a side
 HEADER_BYTES = 1 << 16

@@ -29,9 +29,9 @@ from server import journal
 from server.events import Events, read
 from server.link import nodes
 from shared import bundle
+from shared.durable import write_bytes
 from shared.errors import FederationError
 from shared.journal import configuration
-from shared.weights import write_bytes
 
 LOG = logging.getLogger("fedsynth.server")
 RESTARTS = 3  # of a run that keeps ending without a word, and without finishing a round in between

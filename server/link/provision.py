@@ -31,9 +31,9 @@ from pydantic import Field
 
 from shared import journal, keys
 from shared.config import SiteName
+from shared.durable import write_bytes
 from shared.errors import ConfigError, FederationError
 from shared.record import Record
-from shared.weights import write_bytes
 
 CA_DAYS, SERVER_DAYS, SITE_DAYS = 5 * 365, 365, 2 * 365
 CLOCK_SKEW = datetime.timedelta(hours=1)

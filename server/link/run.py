@@ -21,6 +21,7 @@ from server.pages.report import write_report
 from server.plan import plan
 from shared import weights
 from shared.config import Experiment, read
+from shared.durable import write_bytes
 from shared.errors import ConfigError, DataError, FederationError, ReleaseRefused
 from shared.journal import configuration
 
@@ -48,7 +49,7 @@ def run(folder: Path, experiment: Experiment, heldout: Path | None, console: Con
     weights.load_base(experiment.base, experiment.network, experiment.classes)
     if not (out / "summary.json").exists():
         _ask(folder, out, experiment, heldout)
-        weights.write_bytes(path, experiment.model_dump_json(indent=2).encode())
+        write_bytes(path, experiment.model_dump_json(indent=2).encode())
         console.print(f"[bold]{experiment.name}[/] · {sites} sites admitted · {out}", highlight=False, soft_wrap=True)
         _follow(folder, out, experiment, console)
     summary = finish.summarise(out)

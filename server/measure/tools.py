@@ -61,7 +61,7 @@ def evaluate(
     from server.measure import study  # noqa: PLC0415
     from server.measure.compare import compare  # noqa: PLC0415 - torch takes seconds, and --help needs none of it
     from server.measure.compare_page import write_page  # noqa: PLC0415
-    from shared.weights import write_bytes  # noqa: PLC0415
+    from shared.durable import write_bytes  # noqa: PLC0415
 
     inception = inception_weights or _path(os.environ.get("FEDSYNTH_INCEPTION_WEIGHTS"))
     with progress("reading") as tell:

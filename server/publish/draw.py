@@ -26,8 +26,8 @@ from server.publish import watermark
 from shared.config import Evaluation, Performance, Release
 from shared.device import precision
 from shared.diffusion import sample
+from shared.durable import write_bytes
 from shared.network import Model
-from shared.weights import write_bytes
 
 
 def draw(

@@ -36,7 +36,7 @@ from server.publish.cliques import cliques
 from server.publish.draw import Draws
 from server.publish.quality import SEEN, Check, classes, diversity, likeness, sharpness
 from shared.config import Gate
-from shared.weights import write_bytes
+from shared.durable import write_bytes
 
 
 @dataclass(frozen=True)

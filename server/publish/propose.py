@@ -26,9 +26,9 @@ from server.publish import seal
 from server.publish.draw import Draws, draw_all
 from shared import messages
 from shared.config import Experiment
+from shared.durable import write_bytes
 from shared.errors import FederationError, MessageError
 from shared.network import Model
-from shared.weights import write_bytes
 
 ANSWERS = "sites_say.json"
 TIMEOUT_S = 1800.0

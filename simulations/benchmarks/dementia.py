@@ -25,7 +25,7 @@ from server.measure.heldout import Heldout
 from server.pages import report_words as words
 from server.summary import Measured
 from shared.config import Experiment, read
-from shared.weights import write_bytes
+from shared.durable import write_bytes
 from simulations.run import simulate
 
 CONFIG = Path("configs/dementia.yaml")

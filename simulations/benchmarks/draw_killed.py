@@ -30,7 +30,7 @@ from server import finish
 from server.publish import seal
 from shared import signing
 from shared.config import Experiment, read
-from shared.weights import write_bytes
+from shared.durable import write_bytes
 
 RELEASE = "import sys; from shared.cli import main; sys.argv[0] = 'fedsynth'; main()"
 POLL_S = 0.02

@@ -26,8 +26,8 @@ from privacy import attacks
 from privacy.accounting import best_attack, gdp_mu
 from shared import weights
 from shared.config import Experiment
+from shared.durable import write_bytes
 from shared.errors import DataError
-from shared.weights import write_bytes
 from simulations import audit_plots
 
 EPSILON, SIZE, SLICES = 8.0, 32, 8

@@ -31,6 +31,7 @@ from server.measure.heldout import Heldout
 from server.publish.draw import draw
 from shared import weights
 from shared.config import Evaluation, Network, Performance, Release, Sampler, validate
+from shared.durable import write_bytes
 from shared.network import Model
 from simulations import phantoms
 
@@ -121,7 +122,7 @@ def piece(
         x_NHW = draw(model, labels, settings, performance, seed=SEED + number)
         buffer = BytesIO()
         np.savez_compressed(buffer, x_NHW=x_NHW, seconds=time.process_time() - began)
-        weights.write_bytes(path, buffer.getvalue())
+        write_bytes(path, buffer.getvalue())
     with np.load(path, allow_pickle=False) as kept:
         return kept["x_NHW"], float(kept["seconds"])
 
