@@ -45,9 +45,6 @@ from shared.journal import configuration
 from shared.network import shapes
 
 LOG = logging.getLogger("fedsynth.client")
-PATIENCE_S = (
-    600.0  # for the bytes of a message that was announced: by the app, or by the server, which is still storing it
-)
 
 
 @dataclass
