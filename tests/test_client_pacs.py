@@ -399,7 +399,8 @@ def test_n03_images_from_an_application_entity_that_is_not_listed_are_refused(pa
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next(pacs: Orthanc, tmp_path: Path) -> None:
-    settings, work = pacs.settings("dicomweb", tmp_path, EVERYBODY, instances_per_second=4), with_key(tmp_path / "work")
+    one, work = f"patient_id\n{WORD}-3\n", with_key(tmp_path / "work")
+    settings = pacs.settings("dicomweb", tmp_path, one, instances_per_second=1)  # long enough to be killed at the first
     site = Site.model_validate(
         {"name": "a", "pacs": settings, "face_removal": "none", "text_check": "none"}
     ).model_dump_json()
@@ -414,6 +415,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next(pacs: Orthanc, tmp_path: 
             left = [path for place in places for path in place.rglob("*.dcm")]
             if left:
                 break
+            assert process.poll() is None
             time.sleep(0.1)
         with pytest.raises(DataError, match="another ingest"):
             run(settings, work)
@@ -423,5 +425,5 @@ def test_what_a_killed_run_left_is_removed_by_the_next(pacs: Orthanc, tmp_path: 
     (place,) = [place for place in places if place.exists()]
     assert left and place.stat().st_mode & 0o777 == 0o700
     assert all(path.stat().st_mode & 0o077 == 0 for path in place.rglob("*"))
-    assert run(pacs.settings("dicomweb", tmp_path, EVERYBODY), work).patients == 3
+    assert run(pacs.settings("dicomweb", tmp_path, one), work).patients == 1
     assert not [place for place in places if place.exists()]

@@ -182,7 +182,7 @@ def load(path: Path) -> Manifest:
     except LedgerError as error:
         raise DataError(str(error)) from None
     *lines, last = found.records
-    if found.torn or not found.ended or not lines or last.get("kind") != "totals":
+    if found.torn or not found.ended or last.get("kind") != "totals":
         raise DataError(f"the manifest: its end is missing after record {len(found.records) - 1}; {REMEDY}")
     entries = [_entry(number, line) for number, line in enumerate(lines[1:], start=1)]
     files = [entry.file for entry in entries if entry.file is not None]
