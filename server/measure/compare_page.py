@@ -17,23 +17,14 @@ from server.measure.compare import Comparison
 from server.measure.evaluate import Figure
 from server.pages import report_plots as plots
 from server.pages import report_words as words
-from server.pages.report_page import MACROS, STYLE
+from server.pages.report_page import HEAD, STYLE
 from server.pages.report_tables import study_table
 
 COLUMNS, ROWS = 6, 4  # of each mosaic
 
 PAGE = (
-    MACROS
-    + """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="fedsynth">
-<title>Real and synthetic · fedsynth evaluation</title>
-<style>{{ style }}</style>
-</head>
-<body>
+    HEAD
+    + """<body>
 <main>
 <header>
   <p class="eyebrow">fedsynth evaluation</p>
@@ -94,6 +85,7 @@ def write_page(found: Comparison, path: Path) -> None:
     protocol = found.protocol
     whose = f"of {protocol['heldout_patients']} patients" if protocol["patients_known"] else "of unknown patients"
     page = environment.from_string(PAGE).render(
+        title="Real and synthetic · fedsynth evaluation",
         style=Markup(STYLE),  # noqa: S704 - our own constant
         lede=f"{protocol['heldout_images']} real images {whose} and {protocol['synthetic_images']} synthetic ones, "
         f"{protocol['pixels']} x {protocol['pixels']} pixels.",

@@ -44,7 +44,7 @@ def write_report(out: Path) -> Path:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     style = Markup(STYLE)  # noqa: S704 - our own constant
     content = _head(run) | _pictures(run, album) | _charts(run, album) | tables(run)
-    page = environment.from_string(PAGE).render(style=style, **content)
+    page = environment.from_string(PAGE).render(style=style, title=f"{content['name']} · fedsynth report", **content)
     temporary = out / f".report.{os.getpid()}.html"
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(out / "report.html")

@@ -111,7 +111,7 @@ MACROS = """
 {%- endmacro -%}
 """
 
-PAGE = (
+HEAD = (
     MACROS
     + """<!doctype html>
 <html lang="en">
@@ -119,10 +119,15 @@ PAGE = (
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="generator" content="fedsynth">
-<title>{{ name }} · fedsynth report</title>
+<title>{{ title }}</title>
 <style>{{ style }}</style>
 </head>
-<body>
+"""
+)
+
+PAGE = (
+    HEAD
+    + """<body>
 <main>
 <header>
   <p class="eyebrow">fedsynth report</p>
