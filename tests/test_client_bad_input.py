@@ -39,9 +39,9 @@ def reason_of(path: Path, key: bytes) -> Reason:
 
 def test_a_missing_or_empty_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for name in ("missing", "empty"):
+    for name, said in (("missing", "does not exist"), ("empty", "holds no files")):
         site = Site(name="a", data=tmp_path / name, face_removal="none")
-        with pytest.raises(DataError, match="set `data`") as caught:
+        with pytest.raises(DataError, match=f"{said}; set `data`") as caught:
             ingest(site, classes=["a"], image_size=16, slices_per_patient=4, work=tmp_path / "work")
         assert "\n" not in str(caught.value)
 

@@ -22,6 +22,7 @@ SPOILED = {
     (SPOILED | {"InversionTime": "450"}, True),  # prepared and spoiled
     (SPOILED | {"FlipAngle": "4"}, False),  # below the Ernst angle: proton density
     (SPOILED | {"FlipAngle": None}, False),
+    (SPOILED | {"RepetitionTime": None}, False),
     (SPOILED | {"RepetitionTime": "600"}, False),
     (SPOILED | {"EchoTime": "20"}, False),
     (SPOILED | {"SequenceVariant": ["SS"]}, False),  # steady state keeps its transverse magnetisation

@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset, FileDataset
 
 from client.intake import labels, nifti, series, text, volumes
 from client.intake.ingest import ingest
-from client.rebuild import deidentify, enhanced, export, gates, manifest, pixels, pseudonym, reader
+from client.rebuild import deidentify, enhanced, export, gates, manifest, pixels, pseudonym, reader, rules
 from client.rebuild.manifest import Entry, Reason, Withheld
 from shared import chain
 from shared.config import Site
@@ -93,7 +93,9 @@ def test_e04_a_series_that_showed_text_is_not_looked_at_again(
 
 
 def test_e04_a_header_without_a_patient_is_refused_before_anything_is_made_of_it(make_slice: Make) -> None:
-    assert withheld(lambda: gates.check(make_slice(PatientID=" "))) is Reason.NO_PATIENT
+    nobody = make_slice(PatientID=" ")
+    assert withheld(lambda: gates.check(nobody)) is Reason.NO_PATIENT
+    assert withheld(lambda: rules.identifier_of(nobody)) is Reason.NO_PATIENT
 
 
 def rechained(records: list[dict[str, Any]]) -> bytes:

@@ -87,7 +87,7 @@ class Physics:
     def _beyond_ernst(self) -> bool:
         """Whether a spoiled gradient echo is flipped past the angle at which cos = exp(-TR / T1): there a longer T1 is darker."""
         spoiled = self.three_d and "GR" in self.sequence and "EP" not in self.sequence and self.plain_spoiled
-        if not (spoiled and _between(self.TR_ms, 3, 50)) or self.flip_degrees is None or self.TR_ms is None:
+        if self.flip_degrees is None or self.TR_ms is None or not (spoiled and 3 <= self.TR_ms <= 50):
             return False
         return math.cos(math.radians(self.flip_degrees)) <= math.exp(-self.TR_ms / T1_MS)
 

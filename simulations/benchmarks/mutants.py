@@ -20,6 +20,7 @@ import copy
 import importlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections import defaultdict
@@ -67,6 +68,9 @@ TESTS = (
 ROOMS = ("client", "privacy", "server", "shared", "simulations", "tests")
 LIBRARIES = ("highdicom", "nibabel", "nilearn.datasets", "pydantic", "pydicom", "scipy.ndimage", "scipy.sparse", "SimpleITK",
              "torch", "typer", "typer.testing", "yaml")  # fmt: skip
+LIMIT_S = (
+    600  # of the tests of one mutant; one that waits for ever, as for a pipe that it should not have opened, is noticed
+)
 MARKS = 900  # file descriptor, high so that no test's own files take its number
 NOTE = f"""import os
 def note(number):
@@ -233,6 +237,7 @@ def _pytest(place: Path, arguments: list[str], **more: str) -> int:
         sys.path.insert(0, str(place))
         for name in [name for name in sys.modules if name.split(".")[0] in ROOMS]:
             del sys.modules[name]
+        signal.alarm(0 if more else LIMIT_S)
         for stream in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         code = pytest.main(["-q", "-p", "no:randomly", "-p", "no:cacheprovider", *arguments])
