@@ -168,6 +168,17 @@ def test_e04_a_file_that_is_gone_when_it_is_looked_at_has_a_verdict(
     assert list(reader.files_in(tmp_path)) == [(tmp_path / "gone", Reason.UNREADABLE)]
 
 
+def test_e04_a_file_without_a_dataset_is_refused_by_the_reader_itself(
+    tmp_path: Path, make_slice: Make, save: Save
+) -> None:
+    path = save(make_slice(), tmp_path / "a.dcm")
+    content = path.read_bytes()
+    start = 144 + int.from_bytes(content[140:144], "little")  # of the dataset
+    assert reader.whole(path)
+    path.write_bytes(content[:start])
+    assert withheld(lambda: reader.whole(path)) is Reason.UNREADABLE
+
+
 def ingested(folder: Path, kind: str = "dicom", **site: Any) -> dict[str, int]:
     settings = Site(name="a", data=folder / "data", format=kind, face_removal="none", text_check="none", **site)
     return ingest(settings, classes=["x"], image_size=16, slices_per_patient=4, work=folder / "work").reasons
@@ -180,6 +191,17 @@ def test_e04_an_image_without_its_study_or_series_belongs_to_none(tmp_path: Path
 
     write_series(tmp_path / "data", change=change)
     assert ingested(tmp_path, minimum_slices=4) == {"required": 2}
+
+
+def test_e04_a_series_of_which_one_slice_cannot_be_rebuilt_is_withheld_whole(
+    tmp_path: Path, write_series: Write
+) -> None:
+    def change(index: int, ds: FileDataset) -> None:
+        ds.PixelData = ds.PixelData[: len(ds.PixelData) // (2 if index == 0 else 1)]
+
+    write_series(tmp_path / "data", change=change)
+    with pytest.raises(DataError, match="geometry 15, truncated 1"):
+        ingested(tmp_path, minimum_slices=4)
 
 
 @pytest.mark.parametrize("row", [b"\xff\xfe,x\n", b'"' + b"y" * 200_000 + b'",x\n'], ids=["not UTF-8", "endless"])

@@ -94,9 +94,9 @@ def _parse(path: Path, tags: list[BaseTag | int] | None) -> FileDataset:
         file: BinaryIO = opened
         if syntax == DeflatedExplicitVRLittleEndian:
             file = _inflated(opened, meta)
-        elif syntax not in NATIVE and not _decodable(syntax):
-            raise Withheld(Reason.TRANSFER_SYNTAX)
-        elif tags is None:
+        elif syntax not in NATIVE:
+            _must_decode(syntax)
+        if syntax != DeflatedExplicitVRLittleEndian and tags is None:
             file = io.BytesIO(opened.read())  # pydicom asks for its place after each element: slow of a file
         order = _Order(stop_at_pixels=tags is not None)
         source = read_partial(file, order, specific_tags=tags)
@@ -107,11 +107,13 @@ def _parse(path: Path, tags: list[BaseTag | int] | None) -> FileDataset:
         return source
 
 
-def _decodable(syntax: str) -> bool:
+def _must_decode(syntax: str) -> None:
     try:
-        return bool(get_decoder(syntax).is_available)
+        available = get_decoder(syntax).is_available
     except NotImplementedError:
-        return False
+        available = False
+    if not available:
+        raise Withheld(Reason.TRANSFER_SYNTAX)
 
 
 def _inflated(file: BinaryIO, meta: FileMetaDataset) -> BinaryIO:
