@@ -87,7 +87,7 @@ class Loopback:
             )
         return self.processes[name]
 
-    def serve(self, patience_s: float = 120.0) -> None:
+    def serve(self, patience_s: float = 300.0) -> None:
         """Start the server and wait until it serves."""
         said = self.log("server").count("serving brains") if "server" in self.processes else 0
         process = self.start("server", "-c", SERVER, "serve", self.folder / "fed.yaml")
@@ -129,10 +129,24 @@ class Loopback:
             process.send_signal(signal.SIGTERM)
         return {name: process.wait(patience_s) for name, process in ending.items()}
 
+    def admit(self, site: str, authority: str, *, new_key: bool = False) -> None:
+        """From the site's request to its approval of the code. `authority`: the digits that the coordinator reads out."""
+        file, work, fed = self.file(site), self.work(site), self.folder / "fed.yaml"
+        words = ["--new-key"] if new_key else []
+        with contextlib.chdir(self.folder):
+            asked = command(client_app, "request", file, "--work", work, *words)
+        digits = asked.splitlines()[-1].partition(":  ")[2]
+        command(server_app, "approve", fed, self.folder / f"{site}.request.json", "--fingerprint", digits)
+        kit = self.federation / "kits" / f"{site}.kit.json"
+        command(client_app, "join", file, kit, "--work", work, "--fingerprint", authority)
+        if not command(client_app, "approve", file, "--work", work, "--yes").endswith("it may run"):
+            raise FederationError(f"{site} could not approve the code")
+
     def want(self, experiment: Experiment) -> Path:
         """Ask the running server for a run, as `server run` does; returns its folder."""
         out = self.federation / "runs" / experiment.name
         (out / "server").mkdir(parents=True, exist_ok=True)
+        (out / "experiment.json").write_text(experiment.model_dump_json())
         gather(self.work("heldout")).save(out / "server" / "heldout.npz")
         jobs.want(out, experiment.model_dump_json())
         return out
@@ -184,14 +198,7 @@ def federation(folder: Path, experiment: Experiment, **settings: object) -> Iter
     authority = command(server_app, "provision", fed).splitlines()[-1].partition(":  ")[2]
     net = Loopback(folder, experiment, tuple(site.name for site in sites))
     for name in net.sites:
-        file, work = net.file(name), net.work(name)
-        with contextlib.chdir(folder):
-            digits = command(client_app, "request", file, "--work", work).splitlines()[-1].partition(":  ")[2]
-        command(server_app, "approve", fed, folder / f"{name}.request.json", "--fingerprint", digits)
-        kit = net.federation / "kits" / f"{name}.kit.json"
-        command(client_app, "join", file, kit, "--work", work, "--fingerprint", authority)
-        if not command(client_app, "approve", file, "--work", work, "--yes").endswith("it may run"):
-            raise FederationError(f"{name} could not approve the code")
+        net.admit(name, authority)
     with ending(net):
         yield net
 

@@ -18,8 +18,6 @@ import stat
 import uuid
 from pathlib import Path
 
-from pydicom.uid import UID_dictionary
-
 from shared.errors import DataError
 
 KEY_BYTES = 32
@@ -82,6 +80,8 @@ def uid(key: bytes, source: str) -> str:
     A frame of reference that the standard itself names (an atlas) stays; nothing else under the standard's root does,
     because a made-up UID can begin with that root.
     """
+    from pydicom.uid import UID_dictionary  # noqa: PLC0415 - training, which needs pseudonyms alone, starts anew every round
+
     known = UID_dictionary.get(source)
     if known and known[1] == "Well-known frame of reference":
         return source
