@@ -61,6 +61,48 @@ def test_t01_text_in_the_corner_is_seen(brain: np.ndarray, font: str, size: int,
     assert seen(written(brain[4], value, "DOE JANE", size=size, font=font))
 
 
+@pytest.mark.parametrize(("style", "size"), [
+    (style, size) for style in ("corner", "over", "outlined", "boxed") for size in (8, 12, 24) if (style, size) != ("outlined", 8)
+])  # fmt: skip
+def test_t01_the_faintest_promised_contrast_is_seen_in_every_style(brain: np.ndarray, style: str, size: int) -> None:
+    """25/255 of the full range, in which the brain's brightest value is 200. Letters of 6 pixels with an outline are too small."""
+    picture = brain[4].copy()
+    picture[0, 0] = 255
+    at = (4, 3) if style == "corner" else (45, 60)
+    if style == "boxed":
+        picture[at[1] : at[1] + 2 * size, at[0] : at[0] + 7 * size] = 25
+        picture = written(picture, 0, "DOE JANE", at=at, size=size)
+    elif style == "over":
+        picture = written(picture, picture[40:120, 40:120].max() + 25, "DOE JANE", at=at, size=size)
+    else:
+        for across, down in ((-1, 0), (1, 0), (0, -1), (0, 1)) if style == "outlined" else ():
+            picture = written(picture, 0, "DOE JANE", at=(at[0] + across, at[1] + down), size=size)
+        picture = written(picture, 25, "DOE JANE", at=at, size=size)
+    assert seen(picture)
+
+
+@pytest.mark.parametrize(("characters", "sure", "height", "counts"), [
+    (2, 0.9, 5, True), (2, 0.9, 4.9, False), (2, 0.89, 9, False), (3, 0.75, 2, True), (3, 0.74, 9, False),
+    (4, 0.65, 2, True), (5, 0.64, 9, False), (6, 0.5, 2, True), (20, 0.49, 9, False),
+])  # fmt: skip
+def test_the_fewer_the_letters_the_surer_the_readings_must_be(
+    characters: int, sure: float, height: float, counts: bool
+) -> None:
+    box = np.array([(0, 0), (30, 0), (30, height), (0, height)])
+    assert text.Line(box, characters, sure).counts is counts
+
+
+def test_a_place_is_moved_turned_and_resized_within_its_picture() -> None:
+    box = np.array([(0, 0), (40, 0), (40, 10), (0, 10)], dtype=np.float32)
+    nudged = list(text._nudged(box + 50, (200, 100)))
+    assert len(nudged) == len(text.NUDGES)
+    np.testing.assert_allclose(nudged[0], box + np.array([50.8, 50]), atol=1e-4)
+    np.testing.assert_allclose(nudged[7], [(49, 49), (91, 49), (91, 61), (49, 61)], atol=1e-4)
+    sides = [np.linalg.norm(each - np.roll(each, 1, axis=0), axis=1) for each in nudged[4:7]]
+    np.testing.assert_allclose(sides, [[10, 40, 10, 40]] * 2 + [[11, 44, 11, 44]], atol=1e-3)
+    assert all(each.min() >= 0 and each[:, 1].max() <= 19 for each in text._nudged(box, (45, 20)))
+
+
 def test_t02_clean_slices_pass(brain: np.ndarray) -> None:
     assert not any(map(seen, brain))
 
@@ -78,7 +120,7 @@ def test_t03_initials_age_and_tiny_text_are_seen(brain: np.ndarray, words: str, 
 def test_t05_text_outside_the_display_window_is_seen() -> None:
     picture = written(np.full((128, 128), 2000.0), 60_000)
     picture[0, 0] = 0
-    _, in_window, local = text.pictures(picture, (0, 1000))
+    _, (in_window, _), (local, _), *_ = text.pictures(picture, (0, 1000))
     assert np.ptp(in_window[1:]) == np.ptp(local[64:]) == 0
     with pytest.raises(Withheld):
         text.check([picture], (0, 1000))
@@ -263,6 +305,18 @@ def test_a_client_that_trains_does_not_load_the_reader() -> None:
     done = subprocess.run([sys.executable, "-c", f"import sys, client.app, client.cli; print({heavy})"],
                           capture_output=True, text=True, check=True)  # fmt: skip
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.real_data
+def test_t02_whole_heads_seen_from_the_side_pass(real_data: Callable[[str], Path]) -> None:
+    """Orbit, teeth and folds, which are all lines and strokes: one false alarm withholds a whole head."""
+    for scanner, number in (
+        ("siemens_skyra_t1", 33),
+        ("siemens_skyra_t1", 45),
+        ("uih_umr770_t1", 23),
+        ("uih_umr770_t1", 46),
+    ):
+        assert not seen(pydicom.dcmread(sorted(real_data(f"dicom/{scanner}").glob("*.dcm"))[number]).pixel_array)
 
 
 @pytest.mark.real_data

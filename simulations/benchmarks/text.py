@@ -1,11 +1,13 @@
-"""python -m simulations.benchmarks.text [--data ../shared/data] [--clean 300]
+"""python -m simulations.benchmarks.text [--data ../shared/data] [--seed 21] [--clean 40]
 
 What the search for text in the pixels finds: recall of each of 360 lines (5 sizes x 4 styles x 6 contrasts x 3 lines) on phantoms
-and, where `--data` holds them, on real heads; the share of clean slices in which it sees text that is not there; harder cases;
-seconds a slice. A line counts as found when a line that counts covers half of it; a series is withheld for any one of them.
+and, where `--data` holds them, on real heads; of 60 more that are lost in the anatomy; the share of clean slices of each source in
+which it sees text that is not there; harder cases; seconds a slice. A line counts as found when a line that counts covers half of
+it; a series is withheld for any one of them. What was developed here was developed with `--seed 20`.
 
-Contrast is in 255ths of the picture's full range: text against a black corner, against the mean of the anatomy under it, inside a
-black outline, or on a box of that brightness. Sizes are of the font; capitals are about 0.73 of it.
+Contrast is in 255ths of the picture's full range: in a black corner, above the brightest value of the anatomy under it ("over"),
+inside a black outline, on a box of that brightness; "blended" is added to the anatomy, "lost" lies above its mean, so that half of
+the anatomy is brighter. Sizes are of the font; capitals are about 0.73 of it.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from client.intake import text
 from simulations import phantoms
 
 SIZES, CONTRASTS = (8, 10, 12, 16, 24), (15, 25, 50, 80, 120, 255)
-STYLES = ("corner", "anatomy", "outlined", "boxed")
+STYLES, FAINT = ("corner", "over", "outlined", "boxed"), ("blended", "lost")
+ELSEWHERE = ("CT and X-ray",)  # no background for what is planted
 FONTS = ("DejaVuSans.ttf", "DejaVuSansMono-Bold.ttf", "DejaVuSerif.ttf")
 WORDS = (
     "DOE JANE",
@@ -50,32 +53,40 @@ Picture = NDArray[np.float32]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="real images; phantoms alone without")
-    parser.add_argument("--clean", type=int, default=300, help="clean slices, at most")
+    parser.add_argument("--seed", type=int, default=21)
+    parser.add_argument("--clean", type=int, default=40, help="clean slices of each source, at most")
     options = parser.parse_args()
-    rng = np.random.default_rng(20)
-    slices = [*_phantoms(rng), *(_real(options.data) if options.data.is_dir() else [])]
-    clean = [slices[i] for i in rng.permutation(len(slices))[: options.clean]]
+    rng = np.random.default_rng(options.seed)
+    sources = {"phantoms": list(_phantoms(rng)), **(_real(options.data) if options.data.is_dir() else {})}
+    sources = {name: [picture for picture in each if np.ptp(picture) > 0] for name, each in sources.items()}
+    chosen = {name: [each[i] for i in rng.permutation(len(each))[: options.clean]] for name, each in sources.items()}
+    together = [_square(picture) for name in chosen if name not in ELSEWHERE for picture in chosen[name]]
+    backgrounds = [together[i] for i in rng.permutation(len(together))[:60]]
     console = Console()
-    _recall(rng, [_square(x) for x in clean[:40]], console)
-    _harder(rng, [_square(x) for x in clean[40:60]], console)
-    _clean(clean, console)
+    _recall(rng, backgrounds[:40], console)
+    _harder(rng, backgrounds[40:], console)
+    _clean(chosen, console)
 
 
 def _recall(rng: np.random.Generator, backgrounds: list[Picture], console: Console) -> None:
     table = Table("style", *(str(c) for c in CONTRASTS), title="Lines found, of 15, by contrast (255ths)")
     sizes = dict.fromkeys(SIZES, 0)
-    for style in STYLES:
+    for style in (*STYLES, *FAINT):
         found = []
         for contrast in CONTRASTS:
             hits = 0
             for size in SIZES:
                 picture, boxes = _written(rng, backgrounds[rng.integers(len(backgrounds))], style, size, contrast)
                 here = _covered(boxes, picture)
-                hits, sizes[size] = hits + here, sizes[size] + (here if contrast >= 25 else 0)
+                hits += here
+                sizes[size] += here if contrast >= 25 and style in STYLES else 0
             found.append(str(hits))
         table.add_row(style, *found)
     console.print(table)
-    console.print("At 25 and more, of 60, by size:", ", ".join(f"{size} px {count}" for size, count in sizes.items()))
+    by_size = ", ".join(f"{size} px {count}" for size, count in sizes.items())
+    console.print(
+        f"At 25 and more, {sum(sizes.values())} of {60 * len(SIZES)} ({', '.join(STYLES)}); of 60, by size: {by_size}"
+    )
 
 
 def _harder(rng: np.random.Generator, backgrounds: list[Picture], console: Console) -> None:
@@ -103,21 +114,25 @@ def _harder(rng: np.random.Generator, backgrounds: list[Picture], console: Conso
                 stamp = np.asarray(ndimage.gaussian_filter(stamp, blur), dtype=np.float32)
             picture = np.maximum(background, stamp * value)
             picture = np.fliplr(picture) if turn == 4 else np.rot90(picture, turn)
-            withheld += any(line.counts for shown in text.pictures(picture) for line in text.lines(shown))
+            withheld += _seen(picture)
         table.add_row(name, str(withheld))
     console.print(table)
 
 
-def _clean(slices: list[Picture], console: Console) -> None:
-    wrong, spent_s = 0, []
-    for picture in slices:
-        started = time.process_time()
-        wrong += any(line.counts for shown in text.pictures(picture) for line in text.lines(shown))
-        spent_s.append((time.process_time() - started) * SIDE**2 / picture.size)
-    console.print(
-        f"Clean slices in which text was seen: {wrong} of {len(slices)} ({wrong / len(slices):.1%}); "
-        f"{np.median(spent_s):.2f} s of one core for a clean slice of {SIDE} x {SIDE} (median, three pictures)"
-    )
+def _clean(sources: dict[str, list[Picture]], console: Console) -> None:
+    table = Table("source", "clean slices", "with text seen", "s of a core for 256 x 256", title="False alarms")
+    for name, slices in sources.items():
+        wrong, spent_s = 0, []
+        for picture in slices:
+            started = time.process_time()
+            wrong += _seen(picture)
+            spent_s.append((time.process_time() - started) * SIDE**2 / picture.size)
+        table.add_row(name, str(len(slices)), str(wrong), f"{np.median(spent_s):.2f}")
+    console.print(table)
+
+
+def _seen(picture: Picture) -> bool:
+    return any(line.counts for line in text.lines(picture))
 
 
 def _phantoms(rng: np.random.Generator) -> Iterator[Picture]:
@@ -126,17 +141,32 @@ def _phantoms(rng: np.random.Generator) -> Iterator[Picture]:
         yield from phantoms.render(phantom, 8, SIDE).astype(np.float32)
 
 
-def _real(data: Path) -> Iterator[Picture]:
-    """Slices of real scanners: brains without skull, heads in three contrasts, the slices of five scanners as acquired."""
-    for path in sorted((data / "slices_dementia").rglob("*.jpg"))[::19]:
-        yield np.asarray(Image.open(path).convert("L"), dtype=np.float32)
+def _real(data: Path) -> dict[str, list[Picture]]:
+    """Real slices by source; whole heads in all three planes."""
+    found: dict[str, list[Picture]] = {}
+    for name in ("slices_dementia", "slices_tumour"):
+        found[name] = [_grey(path) for path in sorted((data / name).rglob("*.jpg"))[::19]]
     for path in sorted((data / "nifti_ms").rglob("study*.nii.gz")):
         volume = np.asarray(nibabel.as_closest_canonical(nibabel.load(path)).dataobj, dtype=np.float32)
-        for level in range(volume.shape[2] // 4, volume.shape[2], max(volume.shape[2] // 16, 1)):
-            yield volume[::-1, ::-1, level].T
+        for axis, plane in enumerate(("sagittal", "coronal", "axial")):
+            levels = np.moveaxis(volume, axis, 0)[volume.shape[axis] // 8 : -volume.shape[axis] // 8 : 4]
+            found.setdefault(f"nifti_ms {plane}", []).extend(level.T[::-1] for level in levels)
     for folder in sorted((data / "dicom").iterdir()):
-        for path in sorted(folder.glob("*.dcm"))[1::4]:
-            yield pydicom.dcmread(path).pixel_array.astype(np.float32)
+        slices = [pydicom.dcmread(path).pixel_array.astype(np.float32) for path in sorted(folder.glob("*.dcm"))]
+        if len(slices) > 40:
+            found[folder.name] = slices
+        else:
+            found.setdefault("b0 and EPI", []).extend(slices)
+    found[ELSEWHERE[0]] = [
+        np.asarray(Image.open(path).convert("L").resize((SIDE, SIDE)), dtype=np.float32)
+        for kind in ("HeadCT", "CXR")
+        for path in sorted((data / "modalities" / "mednist64" / kind).iterdir())[::5]
+    ]
+    return found
+
+
+def _grey(path: Path) -> Picture:
+    return np.asarray(Image.open(path).convert("L"), dtype=np.float32)
 
 
 def _square(picture: Picture) -> Picture:
@@ -167,14 +197,16 @@ def _written(
         stamp = _stamp(words, size, at, font)
         ys, xs = np.nonzero(stamp > 0.2)
         left, top, right, bottom = int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
-        under = float(picture[top:bottom, left:right].mean())
+        under = picture[top:bottom, left:right]
         match style:
             case "corner":
                 picture[max(top - 2, 0) : bottom + 2, max(left - 2, 0) : right + 2] = 0  # else anatomy may hide it
                 picture = np.maximum(picture, stamp * contrast)
-            case "anatomy":
-                value = under + contrast if under + contrast <= 255 else max(under - contrast, 0)
+            case "over" | "lost":
+                value = min((under.max() if style == "over" else under.mean()) + contrast, 255)
                 picture = picture * (1 - stamp) + stamp * value
+            case "blended":
+                picture = np.minimum(picture + stamp * contrast, 255)
             case "outlined":
                 picture = picture * (1 - _stamp(words, size, at, font, stroke=1))
                 picture = picture * (1 - stamp) + stamp * contrast
@@ -187,7 +219,7 @@ def _written(
 
 def _covered(boxes: list[tuple[int, int, int, int]], picture: Picture) -> int:
     """How many of the boxes are covered by half by a line that counts."""
-    lines = [line for shown in text.pictures(picture) for line in text.lines(shown) if line.counts]
+    lines = [line for line in text.lines(picture) if line.counts]
     found = 0
     for left, top, right, bottom in boxes:
         for line in lines:
