@@ -271,13 +271,17 @@ def test_a_second_run_goes_on_without_the_site_that_does_not_approve_and_without
         time.sleep(0.5)
     else:
         pytest.fail("the revoked site is still admitted")
+    assert net.processes["south"].wait(60) == FederationError.exit_code, "its node ends by itself, and says why"
+    assert "does not admit this node" in net.log("south")
 
 
 def test_everything_ends_when_it_is_told_to(net: Loopback) -> None:
-    for process in net.processes.values():
+    running = {name: process for name, process in net.processes.items() if process.poll() is None}
+    assert {"server", "north", "east"} <= running.keys()
+    for process in running.values():
         process.send_signal(signal.SIGTERM)
-    codes = {name: process.wait(40) for name, process in net.processes.items()}
-    assert codes == dict.fromkeys(net.processes, 0)
+    codes = {name: process.wait(40) for name, process in running.items()}
+    assert codes == dict.fromkeys(running, 0)
     deadline = time.monotonic() + 15
     while (left := marked(f"FEDSYNTH_LOOPBACK={net.folder}")) and time.monotonic() < deadline:
         time.sleep(0.2)
