@@ -181,6 +181,18 @@ def test_mutated_files_get_a_verdict(tmp_path: Path, make_slice: Make, save: Sav
         assert export.within_allow_list(written)
 
 
+def test_a_nifti_volume_that_grows_over_the_limit_as_numbers_is_withheld(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A byte a voxel in the file, four in memory."""
+    image = nibabel.Nifti1Image(np.zeros((32, 32, 32), np.uint8), np.eye(4))
+    nibabel.save(image, tmp_path / "a.nii")
+    monkeypatch.setattr(nifti, "LIMIT_BYTES", 100_000)
+    with pytest.raises(Withheld) as caught:
+        nifti.volume(tmp_path / "a.nii")
+    assert caught.value.reason is Reason.TOO_LARGE
+
+
 def test_a_nifti_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nifti, "LIMIT_BYTES", 1 << 20)
     path = tmp_path / "a.nii.gz"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import nibabel
 import numpy as np
@@ -168,6 +168,15 @@ def test_pictures_show_a_field_of_the_same_millimetres_whatever_was_in_view(smal
                      (small.volume_RAS, small.spacing_mm, small.brain, small.face)))  # fmt: skip
     again = remove(cropped, cropped.brain)
     assert scan.volume_RAS.shape == again.volume_RAS.shape and scan.volume_RAS.shape[:2] == (55, 55)
+
+
+def test_a_field_smaller_than_any_brain_is_withheld_before_anything_runs() -> None:
+    def never(*_: object) -> NoReturn:
+        raise AssertionError
+
+    with pytest.raises(Withheld) as caught:
+        face.remove(Scan(np.ones((10, 10, 10), np.float32), (1, 1, 1)), masker=never, second=never, correct=never)
+    assert caught.value.reason is Reason.COVERAGE
 
 
 def test_a_brain_that_was_stripped_before_needs_no_masker(small: Head) -> None:

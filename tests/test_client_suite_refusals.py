@@ -239,6 +239,7 @@ def frames(*places: tuple[float, float | None]) -> list[series.Frame]:
     [(0, 1), (1, None), (0, 3), (1, 4)],  # no number
     [(0, 1), (1, 2), (0, 2), (1, 1)],  # numbers that come twice
     [(0, 1), (0, 2), (0, 3), (1, 4), (1, 5)],  # not as many of one place as of the other
+    [(0, 1), (0, 2), (1, 3), (1, 4), (1, 5)],  # the same, in whole runs
     [(0, 1), (0, 2), (1, 3), (0, 4), (1, 5), (1, 6)],  # neither volume after volume nor slice after slice
 ])  # fmt: skip
 def test_e04_volumes_that_cannot_be_told_apart_are_ambiguous(places: list[tuple[float, float | None]]) -> None:

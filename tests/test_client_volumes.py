@@ -113,10 +113,16 @@ def test_scaling_ignores_outliers_and_uses_the_whole_range(head: np.ndarray) -> 
     assert pictures.dtype == np.uint8 and pictures.max() == 255 and np.median(pictures[pictures > 0]) > 40
 
 
-@pytest.mark.parametrize("value", [0.0, 7.0, np.nan])
-def test_a_volume_without_contrast_is_withheld(value: float) -> None:
-    with pytest.raises(Withheld):
-        volumes.axial(np.full((8, 8, 8), value, np.float32), (1, 1, 1), size=16, count=4)
+@pytest.mark.parametrize(("value", "hot", "reason"), [
+    (0.0, 0, Reason.LABEL_MAP), (7.0, 0, Reason.LABEL_MAP), (np.nan, 0, Reason.PIXEL_FORMAT), (7.0, 5, Reason.LABEL_MAP),
+])  # fmt: skip
+def test_a_volume_without_contrast_is_withheld(value: float, hot: int, reason: Reason) -> None:
+    """Also one that is flat but for a few hot values, which are no head."""
+    volume = np.full((8, 8, 8), value, np.float32)
+    volume[4, 4, :hot] = 100 + np.arange(hot)
+    with pytest.raises(Withheld) as caught:
+        volumes.axial(volume, (1, 1, 1), size=16, count=4)
+    assert caught.value.reason is reason
 
 
 @pytest.mark.parametrize(("available", "count"), [(24, 24), (24, 5), (3, 10), (1, 1), (100, 7)])
