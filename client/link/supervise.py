@@ -16,9 +16,8 @@ from shared.errors import FederationError
 
 LOG = logging.getLogger("fedsynth.client")
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "HF_HUB_OFFLINE": "1"}
-QUIET |= {
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"
-}  # s between two looks for work on this machine; 1 where nothing is said
+# s between two looks for work on this machine; 1 where nothing is said
+QUIET |= {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
 FIRST_WAIT_S, LONGEST_WAIT_S, STEADY_S = 2.0, 300.0, 600.0
 
 

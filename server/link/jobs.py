@@ -75,6 +75,7 @@ class Board:
         self._names = b"{}"
         self._restarts: dict[str, tuple[int, int]] = {}  # name -> rounds finished, starts since then
         self._said = {path: len(read(path)) for path in folder.glob("*/server/events.jsonl")}
+        self._sizes: dict[Path, int] = {}  # of each record when it was last read
         for run in self.state.get_run_info():  # what an earlier server left running has lost its process
             if run.status.status != Status.FINISHED:
                 self.state.stop_run(run.run_id)
@@ -92,6 +93,10 @@ class Board:
     def _say(self, out: Path) -> None:
         """The run's own record, as lines of the server's log."""
         path = out / "server" / "events.jsonl"
+        size = path.stat().st_size if path.exists() else 0
+        if size == self._sizes.get(path):
+            return  # asked every second, and most seconds bring nothing
+        self._sizes[path] = size
         events = read(path)
         for event in events[self._said.get(path, 0) :]:
             kind, number, site = event["event"], event.get("round"), event.get("site")
