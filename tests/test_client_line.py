@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 from unittest.mock import Mock
 
@@ -43,3 +44,19 @@ def test_a_node_that_is_shut_out_while_it_waits_ends_with_the_reason_and_a_line_
         monkeypatch.setattr(line, "probe", Mock(side_effect=[found] if found else None))
         with pytest.raises(raised):
             ask()
+
+
+def test_a_refused_heartbeat_ends_the_node_with_the_reason_and_an_interrupt_of_a_good_line_as_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Flower sends itself SIGINT when a heartbeat is refused, and would end with code 0."""
+    kit: Any = None
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
+    try:
+        for found, raised in ((line.NotAdmitted("revoked"), line.NotAdmitted), (None, KeyboardInterrupt)):
+            monkeypatch.setattr(line, "probe", Mock(side_effect=[found] if found else None))
+            with pytest.raises(raised), line.interrupted(lambda: line.admitted(kit, kit)):
+                signal.raise_signal(signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -79,7 +79,7 @@ class Boundary:
 
         @contextmanager
         def checked(*arguments: Any, **named: Any) -> Iterator[tuple[Any, ...]]:
-            with connect(*arguments, **named) as connection:
+            with connect(*arguments, **named) as connection, line.interrupted(refused):
                 node_id, receive, *others = connection
                 yield self.wrap((node_id, line.patient(receive, refused), *others))
 

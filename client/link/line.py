@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import signal
 import ssl
 import time
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
+from types import FrameType
 from typing import TypeVar
 
 import httpx
@@ -107,6 +110,25 @@ def patient(ask: Callable[[], T | None], refused: Callable[[], None]) -> Callabl
         return None
 
     return asks
+
+
+@contextmanager
+def interrupted(refused: Callable[[], None]) -> Iterator[None]:
+    """Flower interrupts its own process where the server refuses a heartbeat, and that would end as if it had been told to.
+
+    refused   called first, in the main thread: raises when the server has shut this node out
+    """
+
+    def told(number: int, frame: FrameType | None) -> None:
+        refused()
+        if callable(before):
+            before(number, frame)
+
+    before = signal.signal(signal.SIGINT, told)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _explain(error: httpx.HTTPError) -> str:
