@@ -22,11 +22,11 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 import torch
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum, MultiKrum
 from torch import Tensor
 
-from shared import messages, weights
+from shared import weights
 from shared.config import Federation
 from shared.errors import FederationError, MessageError
 from shared.messages import TrainReply
@@ -114,12 +114,9 @@ class Robust(Aggregator):
 
 
 def _as_message(reply: TrainReply) -> Message:
-    question = Message(
-        content=messages.pack_refusal(messages.Refusal(reply.site, "")), dst_node_id=1, message_type="train"
-    )
-    answer = messages.pack_reply(reply)
-    del answer["config"]
-    return Message(content=answer, reply_to=question)
+    question = Message(content=RecordDict(), dst_node_id=1, message_type="train")
+    content = RecordDict({"arrays": ArrayRecord(reply.update), "metrics": MetricRecord({"weight": reply.weight})})
+    return Message(content=content, reply_to=question)
 
 
 class ServerOptimizer:

@@ -1,14 +1,15 @@
 """What travels: settings and tensors <-> Flower records. These keys and no others.
 
-    train, server -> site   arrays: the trainable tensors     config: experiment (JSON), round, noise-multiplier
+    train, server -> site   arrays: the trainable tensors*    config: experiment (JSON), round, noise-multiplier
     reply, site -> server   arrays: the update, same tensors  metrics: epsilon, weight, steps      config: site, request
                             and patient-count, mean-loss where the experiment asked for them and the site's file shares them
     proposal, server -> site  arrays: the trainable tensors   images: proposed, heldout, heldout-patient, heldout-label
                               config: experiment (JSON)
     verdict, site -> server                                   config: site, passed (one bit, see client/proposal.py)
     refusal, site -> server                                   config: site, refused
+    * end to end in one array, in the order of their names; where each begins follows from the settings, on both sides
 
-Everything is checked on arrival: names, shapes, dtypes, finite values. Not among the metrics, because none of them is
+Everything is checked on arrival: names, sizes, dtypes, finite values. Not among the metrics, because none of them is
 differentially private: the exact loss and patient count, gradient norms, timings.
 """
 
@@ -29,6 +30,7 @@ from shared.config import Experiment, validate
 from shared.errors import MessageError
 
 Shapes = Mapping[str, tuple[int, ...]]
+VECTOR = "tensors"
 REQUEST = {"experiment", "round", "noise-multiplier"}
 
 
@@ -239,28 +241,26 @@ def unpack_reply(content: RecordDict, shapes: Shapes, statistics: Collection[str
 
 
 def tensors(arrays: ArrayRecord, shapes: Shapes, what: str) -> dict[str, Tensor]:
-    """Arrays -> float32 tensors, when names, shapes and dtypes are those of `shapes` and all values are finite."""
-    _only(arrays, set(shapes), what)
-    out: dict[str, Tensor] = {}
-    for name, shape in shapes.items():
-        array = arrays[name]
-        if array.dtype != "float32" or tuple(array.shape) != tuple(shape):
-            raise MessageError(
-                f"{what}: `{name}` is {array.dtype} {tuple(array.shape)}, expected float32 {tuple(shape)}"
-            )
-        value = array.numpy()
-        if value.dtype != np.float32 or value.shape != tuple(
-            shape
-        ):  # what the bytes hold may differ from what is declared
-            raise MessageError(f"{what}: the bytes of `{name}` are not what they are declared to be")
-        if not np.isfinite(value).all():
-            raise MessageError(f"{what}: `{name}` holds a value that is not finite")
-        out[name] = torch.from_numpy(value.copy())
-    return out
+    """The one array that travels -> float32 tensors by name, when it holds as many finite float32 numbers as `shapes`."""
+    _only(arrays, {VECTOR}, what)
+    array, sizes = arrays[VECTOR], [math.prod(shapes[name]) for name in sorted(shapes)]
+    if array.dtype != "float32" or tuple(array.shape) != (sum(sizes),):
+        raise MessageError(f"{what}: {array.dtype} {tuple(array.shape)}, expected float32 ({sum(sizes)},)")
+    value = array.numpy()
+    if value.dtype != np.float32 or value.shape != (
+        sum(sizes),
+    ):  # what the bytes hold may differ from what is declared
+        raise MessageError(f"{what}: the bytes are not what they are declared to be")
+    if not np.isfinite(value).all():
+        raise MessageError(f"{what}: it holds a value that is not finite")
+    parts = torch.from_numpy(value.copy()).split(sizes)
+    return {name: part.view(shapes[name]) for name, part in zip(sorted(shapes), parts, strict=True)}
 
 
 def _record(values: Mapping[str, Tensor]) -> ArrayRecord:
-    return ArrayRecord({name: t.detach().cpu().float().contiguous() for name, t in values.items()})
+    """All tensors end to end in the order of their names: an object on the wire costs requests, whatever its size."""
+    parts = [values[name].detach().cpu().float().flatten() for name in sorted(values)]
+    return ArrayRecord({VECTOR: torch.cat([torch.empty(0), *parts])})
 
 
 def _only(record: Mapping[str, object], names: set[str], what: str) -> None:

@@ -122,18 +122,16 @@ def spoiled(change: Callable[[RecordDict], None]) -> Site:
     return answer
 
 
-def put(value: torch.Tensor, name: str = "a") -> Callable[[RecordDict], None]:
+def put(value: torch.Tensor, **more: torch.Tensor) -> Callable[[RecordDict], None]:
     def change(content: RecordDict) -> None:
-        arrays = {k: torch.from_numpy(v.numpy().copy()) for k, v in content["arrays"].items()}
-        content["arrays"] = ArrayRecord(arrays | {name: value})
+        content["arrays"] = ArrayRecord({messages.VECTOR: value, **more})
 
     return change
 
 
 def lie_about_the_shape(content: RecordDict) -> None:
-    arrays = content["arrays"]
     huge = ArrayRecord({"a": torch.zeros(1000)})["a"]
-    arrays["a"].data = huge.data  # the bytes of 1,000 numbers behind the shape of three
+    content["arrays"][messages.VECTOR].data = huge.data  # the bytes of 1,000 numbers behind the shape of seven
 
 
 def hide_in_metrics(content: RecordDict) -> None:
@@ -143,13 +141,13 @@ def hide_in_metrics(content: RecordDict) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (put(torch.tensor([1.0, math.nan, 1.0])), "not finite"),
-        (put(torch.tensor([1.0, math.inf, 1.0])), "not finite"),
-        (put(torch.zeros(4)), "expected float32"),
-        (put(torch.zeros(3, dtype=torch.float64)), "expected float32"),
-        (put(torch.zeros(3), "c"), "may not travel"),
-        (put(torch.full((3,), 1e9)), "honest one"),
-        (put(torch.full((3,), 1e5)), "beyond 16384"),
+        (put(torch.tensor([1.0] * 6 + [math.nan])), "not finite"),
+        (put(torch.tensor([1.0] * 6 + [math.inf])), "not finite"),
+        (put(torch.zeros(8)), "expected float32"),
+        (put(torch.zeros(7, dtype=torch.float64)), "expected float32"),
+        (put(torch.zeros(7), c=torch.zeros(3)), "may not travel"),
+        (put(torch.full((7,), 1e9)), "honest one"),
+        (put(torch.full((7,), 1e5)), "beyond 16384"),
         (lie_about_the_shape, "declared"),
         (hide_in_metrics, "may not travel"),
     ],

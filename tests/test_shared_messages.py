@@ -25,7 +25,20 @@ def test_a_reply_comes_back_as_it_was_sent() -> None:
     assert isinstance(back, messages.TrainReply)
     assert (back.site, back.epsilon, back.weight, back.steps) == ("north", 2.0, 1.0, 4)
     assert torch.equal(back.update["a"], torch.ones(2, 3))
+    assert torch.equal(back.update["b"], torch.zeros(1))
     assert back.bytes > 28
+
+
+def test_tensors_of_any_shape_travel_in_one_array_and_their_order_does_not_matter() -> None:
+    update = {"c": torch.tensor(3.0), "b": torch.tensor([2.0]), "a": torch.arange(6.0).view(2, 3)}
+    content = messages.pack_reply(messages.TrainReply("north", update, 2.0, 1.0, 4))
+    assert list(content["arrays"]) == [messages.VECTOR]
+    shapes = {"b": (1,), "a": (2, 3), "c": ()}
+    back = messages.unpack_reply(content, shapes)
+    assert isinstance(back, messages.TrainReply)
+    assert {name: (t.shape, t.tolist()) for name, t in back.update.items()} == {
+        name: (t.shape, t.tolist()) for name, t in update.items()
+    }
 
 
 def test_figures_travel_only_where_they_were_asked_for() -> None:
@@ -57,24 +70,19 @@ def test_a_request_comes_back_as_it_was_sent() -> None:
     assert torch.equal(messages.tensors(arrays, SHAPES, "it")["a"], torch.ones(2, 3))
 
 
-def _extra_tensor(content: RecordDict) -> None:
-    content["arrays"] = ArrayRecord({"a": torch.ones(2, 3), "b": torch.zeros(1), "patients": torch.zeros(1)})
+def _arrays(value: torch.Tensor, **more: torch.Tensor) -> Callable[[RecordDict], None]:
+    def spoil(content: RecordDict) -> None:
+        content["arrays"] = ArrayRecord({messages.VECTOR: value, **more})
+
+    return spoil
 
 
-def _missing_tensor(content: RecordDict) -> None:
-    content["arrays"] = ArrayRecord({"a": torch.ones(2, 3)})
+def _other_name(content: RecordDict) -> None:
+    content["arrays"] = ArrayRecord({"a": torch.ones(7)})
 
 
-def _wrong_shape(content: RecordDict) -> None:
-    content["arrays"] = ArrayRecord({"a": torch.ones(3, 2), "b": torch.zeros(1)})
-
-
-def _wrong_dtype(content: RecordDict) -> None:
-    content["arrays"] = ArrayRecord({"a": torch.ones(2, 3).double(), "b": torch.zeros(1)})
-
-
-def _nan(content: RecordDict) -> None:
-    content["arrays"] = ArrayRecord({"a": torch.full((2, 3), torch.nan), "b": torch.zeros(1)})
+def _no_array(content: RecordDict) -> None:
+    content["arrays"] = ArrayRecord({})
 
 
 def _extra_metric(content: RecordDict) -> None:
@@ -99,8 +107,9 @@ def _extra_record(content: RecordDict) -> None:
 
 @pytest.mark.parametrize(
     "spoil",
-    [_extra_tensor, _missing_tensor, _wrong_shape, _wrong_dtype, _nan, _extra_metric, _nan_epsilon, _negative_weight,
-     _extra_config, _extra_record],
+    [_arrays(torch.ones(7), patients=torch.zeros(1)), _arrays(torch.ones(6)), _arrays(torch.ones(8)),
+     _arrays(torch.ones(7, 1)), _arrays(torch.ones(7).double()), _arrays(torch.full((7,), torch.nan)), _other_name, _no_array,
+     _extra_metric, _nan_epsilon, _negative_weight, _extra_config, _extra_record],
 )  # fmt: skip
 def test_a_spoiled_reply_is_refused(spoil: Callable[[RecordDict], None]) -> None:
     content = reply()
