@@ -21,7 +21,7 @@ from typing import Any
 
 from client.app import SEED_VARIABLE, SITES_VARIABLE
 from server.events import read
-from shared import ports
+from shared import flower, ports
 from shared.config import Experiment
 from shared.errors import FederationError
 
@@ -46,15 +46,17 @@ def federate(
     home.mkdir(parents=True, exist_ok=True)
     record = out / "server" / "events.jsonl"
     seen = len(read(record))
-    environment = os.environ | {
-        "FLWR_HOME": str(home.resolve()),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_DEDUP_LOGS": "0",
-        "HF_HUB_OFFLINE": "1",
-        SITES_VARIABLE: str((out / "sites").resolve()),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-    }
+    environment = (
+        os.environ
+        | flower.SETTINGS
+        | {
+            "FLWR_HOME": str(home.resolve()),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_DEDUP_LOGS": "0",
+            SITES_VARIABLE: str((out / "sites").resolve()),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        }
+    )
     if inception_weights is not None:
         environment["FEDSYNTH_INCEPTION_WEIGHTS"] = str(inception_weights.resolve())
     environment.pop(SEED_VARIABLE, None)

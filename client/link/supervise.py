@@ -12,12 +12,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from shared import flower
 from shared.errors import FederationError
 
 LOG = logging.getLogger("fedsynth.client")
-QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "HF_HUB_OFFLINE": "1"}
-# s between two looks for work on this machine; 1 where nothing is said
-QUIET |= {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
 FIRST_WAIT_S, LONGEST_WAIT_S, STEADY_S = 2.0, 300.0, 600.0
 
 
@@ -34,7 +32,7 @@ def supervise(site: Path, work: Path, attempts: int | None = None, door: Path | 
     wait_s, failures = FIRST_WAIT_S, 0
     while not stop.is_set():
         began = time.monotonic()
-        process = subprocess.Popen(command, start_new_session=True, env=os.environ | QUIET)  # noqa: S603 - ourselves
+        process = subprocess.Popen(command, start_new_session=True, env=os.environ | flower.SETTINGS)  # noqa: S603 - ourselves
         try:
             while process.poll() is None and not stop.wait(0.2):
                 pass

@@ -42,7 +42,7 @@ from flwr.superlink.main import create_app
 
 from server.link import jobs, provision, seen
 from server.link.provision import Federation
-from shared import journal, keys, ports
+from shared import flower, journal, keys, ports
 from shared.errors import FederationError
 
 LOG = logging.getLogger("fedsynth.server")
@@ -51,10 +51,6 @@ WARN_EVERY_S = 24 * 3600.0
 KNOCK = "/v1/fleet/"  # a node asks whether it is admitted; Flower has nothing there
 BODY_LIMIT = 64 * 1024 * 1024
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
-QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "HF_HUB_OFFLINE": "1"}
-QUIET |= {
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"
-}  # s between two looks for work on this machine; 1 where nothing is said
 
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[None]]
@@ -121,7 +117,7 @@ def serve(federation: Federation, folder: Path) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    os.environ.update(QUIET | {"FLWR_HOME": str(keys.private_folder(state / "flower"))})
+    os.environ.update(flower.SETTINGS | {"FLWR_HOME": str(keys.private_folder(state / "flower"))})
     os.umask(0o077)
     inner_port = ports.free()
     secret = state / "tasks.secret"
