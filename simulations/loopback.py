@@ -28,12 +28,11 @@ from typer.testing import CliRunner
 from client.cli import app as client_app
 from client.intake.ingest import ingest
 from client.link import isolation, node
-from client.link.supervise import QUIET
 from server.cli import app as server_app
 from server.events import read as read_events
 from server.link import jobs
 from server.link.run import gather
-from shared import keys, ports
+from shared import flower, keys, ports
 from shared.config import Experiment
 from shared.errors import FederationError
 from simulations import hospitals
@@ -82,7 +81,7 @@ class Loopback:
                 [sys.executable, *map(str, program)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | QUIET | marks,
+                env=os.environ | flower.SETTINGS | marks,
                 cwd=self.folder,
             )
         return self.processes[name]
@@ -157,9 +156,11 @@ class Loopback:
 
 
 def command_of(pid: int) -> str:
-    """The words of a process, empty when it is gone."""
+    """The words of a process and the name that it has given itself, empty when it is gone."""
+    folder = Path("/proc") / str(pid)
     try:
-        return (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        words = (folder / "cmdline").read_bytes().replace(b"\0", b" ") + (folder / "comm").read_bytes()
+        return words.decode(errors="replace")
     except OSError:
         return ""
 

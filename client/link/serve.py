@@ -17,6 +17,8 @@ import logging
 import os
 import secrets
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -110,6 +112,8 @@ def _connect(
             apps.terminate()
 
     add_exit_handler(stop)
+    if apps is not None:
+        threading.Thread(target=_outlive, args=(apps, door), daemon=True).start()
     network = "apart" if apart else site.policy.app_network
     journal.write(work, "started", site=site.name, server=kit.address, app_network=network)
     LOG.info("%s is connecting to %s", site.name, kit.address)
@@ -126,6 +130,14 @@ def _connect(
     )
     stop()
     raise FederationError("the connection ended; the lines above say why")
+
+
+def _outlive(apps: subprocess.Popen[bytes], door: uvicorn.Server) -> None:
+    """A node that cannot start its app takes work and never answers: it ends, and supervise.py starts it anew."""
+    apps.wait()
+    if not door.should_exit:
+        LOG.error("the process that starts apps ended; so does the node")
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _check_seam() -> None:

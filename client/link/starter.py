@@ -1,4 +1,4 @@
-"""Start the app's processes: Flower's SuperExec, which starts one for every message, without a network (isolation.py).
+"""Start what starts the app's processes, one for every message (warm.py), without a network (isolation.py).
 
 In containers the app runs beside its node, not below it: the node has a network and no patients, the app has patients and no
 network. Both mount one folder, the door, in which the node puts a socket and, new at every start, a secret; nothing else joins
@@ -20,8 +20,8 @@ import threading
 from pathlib import Path
 
 from client.link import isolation
-from client.link.supervise import QUIET, end
-from shared import ports
+from client.link.supervise import end
+from shared import flower, ports
 from shared.config import Site, read
 from shared.errors import DataError, FederationError
 
@@ -32,13 +32,19 @@ POLL_S = 1.0
 
 def start(door: Path, port: int, *, isolated: bool, apart: bool = False) -> subprocess.Popen[bytes]:
     """The process that starts apps. `port`: where it finds the node; `apart`: leads a group of processes of its own."""
-    folder = Path(sys.executable).parent
-    environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
+    environment = dict(os.environ)
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):  # the app talks to the node alone
         for spelling in (name, name.lower()):
             environment.pop(spelling, None)
-    program = [str(folder / "flower-superexec"), "--insecure", "--runtime-api-address", f"127.0.0.1:{port}"]
-    program += ["--superexec-auth-secret-file", str(door / SECRET), "--parent-pid", str(os.getpid())]
+    program = [
+        sys.executable,
+        "-P",
+        "-m",
+        "client.link.warm",
+        f"127.0.0.1:{port}",
+        str(door / SECRET),
+        str(os.getpid()),
+    ]
     command = isolation.command(door / SOCKET, port, program) if isolated else program
     return subprocess.Popen(command, env=environment, start_new_session=apart)  # noqa: S603 - our own program
 
@@ -60,7 +66,7 @@ def run(site_file: Path, work: Path, door: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     home = Path(tempfile.mkdtemp(prefix="fedsynth-"))
-    os.environ.update(QUIET | {"FLWR_HOME": str(home)})
+    os.environ.update(flower.SETTINGS | {"FLWR_HOME": str(home)})
     try:
         while not stop.is_set():
             if secret := _secret(door):

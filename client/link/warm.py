@@ -1,0 +1,124 @@
+"""Start the app's process for a message by forking one that has loaded the libraries.
+
+Flower starts a new Python for every message, and torch, Opacus and diffusers take it longer to load than a small round takes to
+train. Here they are loaded once:
+
+    SuperExec    Flower's own loop, which asks the node for work; in this process
+    nursery      its child: has loaded what the app needs, holds no data, has one thread, waits
+    app          one fork of the nursery a message; its code is loaded from the approved bundle, because the nursery forgets ours
+
+What is forked shares no memory that either could change. Random numbers that protect patients are keyed by the operating system
+when they are drawn (privacy/noise.py), never before a fork. The token of a task travels in a pipe, not on a command line.
+
+`python -m client.link.warm NODE SECRET-FILE PARENT-PID` ends when the nursery does; then the node starts anew (serve.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import importlib
+import inspect
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from flwr.supercore.constant import TaskType
+from flwr.supercore.superexec import run_superexec as flower
+from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
+from flwr.supercore.utils import disable_process_dumping
+
+APP = "flwr-clientapp"  # the name of an app's process, as where Flower starts it
+OURS = {"client", "server", "shared", "privacy"}
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
+
+
+class Nursery:
+    """Flower's executor: what it launches is forked by `nurse`, at the other end of `line`."""
+
+    def __init__(self, line: socket.socket) -> None:
+        self._line = line
+
+    def get_eligible_capacity(self, supported: set[TaskType], **_: Any) -> tuple[set[TaskType], set[str]]:
+        return supported & {TaskType.CLIENT_APP}, set()
+
+    def launch(self, spec: ExecutionSpec) -> LaunchResult:
+        try:
+            self._line.sendall(json.dumps(dataclasses.asdict(spec)).encode() + b"\n")
+        except OSError:
+            return LaunchResult.failed("the process that starts apps is gone")
+        return LaunchResult.accepted()
+
+    def reconcile(self) -> None:
+        """Nothing to maintain."""
+
+    def close(self) -> None:
+        self._line.close()
+
+
+def main(arguments: list[str]) -> int:
+    """SuperExec's side; the nursery is forked before any thread is started."""
+    address, secret, parent = arguments[0], Path(arguments[1]), int(arguments[2])
+    if "get_executor(" not in inspect.getsource(flower.run_superexec):
+        raise RuntimeError("this version of Flower starts apps in another way; install the version in constraints.txt")
+    disable_process_dumping(strict=False)
+    ours, theirs = socket.socketpair()
+    nursery = os.fork()
+    if nursery == 0:
+        ours.close()
+        nurse(theirs)
+        os._exit(0)
+    theirs.close()
+    threading.Thread(target=_outlive, args=(nursery,), daemon=True).start()
+    flower.get_executor = lambda *_, **__: Nursery(ours)
+    flower.run_superexec(
+        runtime_api_address=address, insecure=True, superexec_auth_secret=secret.read_bytes(), parent_pid=parent
+    )
+    return 0
+
+
+def _outlive(nursery: int) -> None:
+    """End when the nursery has."""
+    os.waitpid(nursery, 0)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def nurse(line: socket.socket) -> None:
+    """Load what the app needs, forget what is ours, and fork an app for every spec that arrives; ends when the line does."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = (
+        "1"  # to look for a GPU without touching it: what touches it cannot fork
+    )
+    importlib.import_module("client.app")
+    from flwr.supernode.runtime.run_clientapp import run_clientapp  # noqa: PLC0415 - here, before the forks
+
+    forget()
+    assert threading.active_count() == 1, "only a process with one thread may fork"
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for an app
+    with line.makefile("rb") as asks:
+        for ask in asks:
+            if os.fork() == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                line.close()
+                libc.prctl(PR_SET_NAME, APP.encode(), 0, 0, 0)
+                sys.argv = [APP]
+                spec = json.loads(ask)
+                names = ("runtime_api_address", "token", "insecure", "parent_pid")
+                run_clientapp(**{name: spec[name] for name in names})  # ends with the process
+                os._exit(1)
+
+
+def forget() -> None:
+    """Our own modules: an app takes them from its bundle, as if this process had never seen them."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
+        del sys.modules[name]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

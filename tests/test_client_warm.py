@@ -1,0 +1,106 @@
+"""Apps that are forked: as new as a process that was started, with libraries that are loaded already."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.superexec.executor import ExecutionSpec
+
+from client.link import warm
+from simulations.loopback import until
+
+CHILD = """
+import json, os, socket, sys, threading
+from pathlib import Path
+import flwr.supernode.runtime.run_clientapp as flower
+from client.link import warm
+
+folder = Path(sys.argv[1])
+
+def app(token, **spec):
+    kept = sorted(name for name in sys.modules if name.partition(".")[0] in warm.OURS)
+    torch = sys.modules["torch"]
+    sys.path.insert(0, str(folder))  # as Flower does with the bundle
+    import client
+    where = client.__file__
+    sys.path.pop(0)
+    warm.forget()
+    from privacy import noise
+    said = {"kept": kept, "client": where, "threads": threading.active_count(), "parent": spec["parent_pid"],
+            "cuda": torch.cuda.is_initialized(), "diffusers": "diffusers.models.unets.unet_2d" in sys.modules,
+            "noise": noise.SecureRandom().gaussian((4,)).tolist(),
+            "product": float((torch.ones(600, 600) @ torch.ones(600, 600)).sum()),
+            "words": Path("/proc/self/cmdline").read_text(), "comm": Path("/proc/self/comm").read_text().strip()}
+    new = folder / f"{token}.new"
+    new.write_text(json.dumps(said))
+    new.rename(folder / f"{token}.json")
+    os._exit(0)
+
+flower.run_clientapp = app
+ours, theirs = socket.socketpair()
+if os.fork() == 0:
+    ours.close()
+    warm.nurse(theirs)
+    os._exit(0)
+theirs.close()
+from flwr.supercore.superexec.executor import ExecutionSpec
+nursery = warm.Nursery(ours)
+for number, token in enumerate(("one", "two"), 1):
+    spec = ExecutionSpec("flwr-clientapp", "127.0.0.1:1", token, True, None, False, os.getpid(), False, number)
+    print(nursery.launch(spec).status)
+nursery.close()
+os.wait()
+"""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two apps, forked one after the other, see."""
+    folder = tmp_path_factory.mktemp("bundle")
+    (folder / "client").mkdir()
+    (folder / "client" / "__init__.py").write_text("")
+    program = [sys.executable, "-c", CHILD, str(folder)]
+    done = subprocess.run(program, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == ["accepted"] * 2, done.stderr
+    until(lambda: len(list(folder.glob("*.json"))) == 2, 60.0, "two apps")
+    found = sorted(folder.glob("*.json"))
+    return [json.loads(path.read_text()) | {"folder": str(folder)} for path in found]
+
+
+def test_an_app_takes_our_code_from_its_bundle_and_libraries_from_the_nursery(said: list[dict[str, Any]]) -> None:
+    assert len(said) == 2
+    for app in said:
+        assert app["kept"] == []
+        assert app["client"] == str(Path(app["folder"]) / "client" / "__init__.py")
+        assert app["diffusers"]
+        assert (app["threads"], app["cuda"]) == (1, False)
+        assert app["product"] == 600.0**3  # what computes with several threads does not hang
+
+
+def test_two_apps_draw_different_noise(said: list[dict[str, Any]]) -> None:
+    """A generator that was filled before the fork would give both the same."""
+    one, two = (app["noise"] for app in said)
+    assert not set(one) & set(two)
+
+
+def test_a_tasks_token_is_on_no_command_line(said: list[dict[str, Any]]) -> None:
+    assert {app["comm"] for app in said} == {warm.APP}
+    assert not any("one" in app["words"].split("\0") or "two" in app["words"].split("\0") for app in said)
+
+
+def test_only_this_roles_work_is_taken_and_a_nursery_that_is_gone_is_said() -> None:
+    ours, theirs = socket.socketpair()
+    nursery = warm.Nursery(ours)
+    assert nursery.get_eligible_capacity(set(TaskType)) == ({TaskType.CLIENT_APP}, set())
+    theirs.close()
+    spec = ExecutionSpec(TaskType.CLIENT_APP, "127.0.0.1:1", "t", True, None, False, os.getpid(), False, 1)
+    assert nursery.launch(spec).status == "failed"
+    nursery.close()
