@@ -1,4 +1,4 @@
-"""How both sides start Flower's programs: nothing is sent out, work is found at once, messages travel in small parts."""
+"""How both sides start Flower's programs: nothing is sent out, work is found at once, a message travels in parts."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ SETTINGS = {
     # s between two looks for work on this machine; 1 where nothing is said
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
     # bytes; a server holds one part of every transfer that is under way, several times over, and a cut line costs one part
-    "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": "1048576",
+    "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": "2097152",
 }

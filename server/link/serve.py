@@ -18,11 +18,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import ctypes
 import logging
 import math
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -31,6 +34,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import uvicorn
 from cryptography.hazmat.primitives import serialization
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
@@ -49,6 +53,8 @@ LOG = logging.getLogger("fedsynth.server")
 POLL_S = 1.0
 WARN_EVERY_S = 24 * 3600.0
 KNOCK = "/v1/fleet/"  # a node asks whether it is admitted; Flower has nothing there
+AT_ONCE = 4
+M_MMAP_THRESHOLD = -3  # of malloc.h
 BODY_LIMIT = 64 * 1024 * 1024
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
@@ -119,6 +125,7 @@ def serve(federation: Federation, folder: Path) -> None:
         signal.signal(number, lambda *_: stop.set())
     os.environ.update(flower.SETTINGS | {"FLWR_HOME": str(keys.private_folder(state / "flower"))})
     os.umask(0o077)
+    _give_memory_back()
     inner_port = ports.free()
     secret = state / "tasks.secret"
     secret.unlink(missing_ok=True)
@@ -153,6 +160,12 @@ def serve(federation: Federation, folder: Path) -> None:
         if worker:
             worker.end()
         lock.release()
+
+
+def _give_memory_back() -> None:
+    """Parts of messages go back to the system when they are done with: glibc would keep them, more with every site."""
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 256 * 1024)
 
 
 def _loop(folder: Path, links: Any, doors: Doors, outer: uvicorn.Config, worker: Worker, stop: threading.Event) -> None:
@@ -206,9 +219,17 @@ def _config(folder: Path, port: int, secret: bytes) -> SuperLinkLifespanConfig:
     )
 
 
+class Door(uvicorn.Server):
+    """A server that works at few requests at a time: each holds its message several times over, and the database takes turns."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = AT_ONCE
+        await super().startup(sockets)
+
+
 def _start(config: uvicorn.Config) -> uvicorn.Server:
     """Start a server in a thread and wait until it listens."""
-    server = uvicorn.Server(config)
+    server = Door(config)
     thread = threading.Thread(target=_run, args=(server,), daemon=True)
     thread.start()
     deadline = time.monotonic() + 60
