@@ -6,16 +6,19 @@ The boundary of an honest node would not let such an answer leave; here it is th
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Message, RecordDict
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supernode.fleet_http_connection import http_request_response
 
+from client.link import parcel
 from shared import keys
 from shared.errors import FederationError
 
@@ -32,11 +35,11 @@ class Rogue:
         while (got := self._receive()) is None:
             if time.monotonic() > deadline:
                 raise FederationError(f"nothing was asked within {patience_s:g} s")
-            time.sleep(0.2)
+            time.sleep(1.0)  # as often as our own node asks
         message, tree = got
         run = message.metadata.run_id
-        names = [part.object_id for part in iterate_object_tree(tree)]
-        contents = pull_objects(names, lambda name: bytes(self._pull(run, name)))
+        short = FederationError("the request did not come whole")
+        contents = parcel.collect(tree, partial(self._pull, run), limit=sys.maxsize, large=short, short=short)
         self._confirm(run, message.metadata.message_id)
         opened = inflate_object_from_contents(tree.object_id, contents, keep_object_contents=True)
         whole = Message(opened.content, reply_to=message)  # a request under the metadata that its reply must name
