@@ -40,7 +40,7 @@ data: phantoms
 base: none
 network: {image_size: 16, channels: [8, 16], groups: 4, latents: 4, encoder_channels: 8}
 cohort: {sites: 2, patients_per_site: 4, heldout_patients: 4, slices_per_patient: 2}
-training: {trainable: adapter, rounds: 90, steps: 400}
+training: {trainable: adapter, rounds: 90, steps: 3000}
 privacy: {epsilon: 4, max_nsr: 1000000}
 federation: {minimum_sites: 1, join_timeout_s: 15}
 evaluation: {samples: 24, sampler_steps: 2, bootstrap: 20, every: 1000}
@@ -50,7 +50,7 @@ SITE = {"epsilon_cap": 8.0, "policy": {"steps": 1_000_000}}
 
 
 def experiment(deadline_s: float, sites: int = 2) -> Experiment:
-    """A run of many small rounds."""
+    """A run of many rounds, in which a site trains for some seconds: long enough to be struck."""
     tree = yaml.safe_load(SMALL)
     tree["federation"]["deadline_s"] = deadline_s
     tree["cohort"]["sites"] = sites
