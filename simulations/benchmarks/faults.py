@@ -40,13 +40,13 @@ data: phantoms
 base: none
 network: {image_size: 16, channels: [8, 16], groups: 4, latents: 4, encoder_channels: 8}
 cohort: {sites: 2, patients_per_site: 4, heldout_patients: 4, slices_per_patient: 2}
-training: {trainable: adapter, rounds: 90, steps: 3000}
+training: {trainable: adapter, rounds: 400, steps: 3000}
 privacy: {epsilon: 4, max_nsr: 1000000}
 federation: {minimum_sites: 1, join_timeout_s: 15}
 evaluation: {samples: 24, sampler_steps: 2, bootstrap: 20, every: 1000}
 release: {images_per_class: 0}
 """
-SITE = {"epsilon_cap": 8.0, "policy": {"steps": 1_000_000}}
+SITE = {"epsilon_cap": 8.0, "policy": {"rounds": 400, "steps": 2_000_000}}
 
 
 def experiment(deadline_s: float, sites: int = 2) -> Experiment:
