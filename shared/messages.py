@@ -247,9 +247,8 @@ def tensors(arrays: ArrayRecord, shapes: Shapes, what: str) -> dict[str, Tensor]
     if array.dtype != "float32" or tuple(array.shape) != (sum(sizes),):
         raise MessageError(f"{what}: {array.dtype} {tuple(array.shape)}, expected float32 ({sum(sizes)},)")
     value = array.numpy()
-    if value.dtype != np.float32 or value.shape != (
-        sum(sizes),
-    ):  # what the bytes hold may differ from what is declared
+    # What the bytes hold may differ from what is declared
+    if value.dtype != np.float32 or value.shape != (sum(sizes),):
         raise MessageError(f"{what}: the bytes are not what they are declared to be")
     if not np.isfinite(value).all():
         raise MessageError(f"{what}: it holds a value that is not finite")

@@ -30,7 +30,7 @@ from simulations.rogue import rogue
 from simulations.running import PATIENCE_S, Run, expect, ledger_of
 
 Strike = Generator[None, None, str]
-APP, SERVER_APP = "flwr-clientapp", "flwr-serverapp"
+APP, STARTER, SERVER_APP = "flwr-clientapp", "client.link.warm", "flwr-serverapp"
 BACK = "; it contributed again in round {}"
 
 
@@ -84,6 +84,15 @@ def node_killed(run: Run, site: str) -> Strike:
     run.charging(site)
     number = int(run.events("round_started")[-1]["round"])
     expect(bool(run.net.kill(site, spare=run.net.processes[site].pid)), "there was no node to kill")
+    yield
+    return _without(run, site, number)
+
+
+def starter_killed(run: Run, site: str) -> Strike:
+    """What starts the app, and the app; the node lives, and could not answer any more."""
+    run.charging(site)
+    number = int(run.events("round_started")[-1]["round"])
+    expect(bool(run.net.kill(site, STARTER)), "there was nothing to kill")
     yield
     return _without(run, site, number)
 

@@ -47,6 +47,14 @@ def test_after_a_killed_app_a_killed_node_and_a_cut_link_the_round_stands_and_al
     assert faults.never_below(run)
 
 
+def test_a_node_that_cannot_start_its_app_any_more_starts_anew(struck: tuple[Run, Cable]) -> None:
+    """It would take work, and never answer."""
+    run, _ = struck
+    strike = faults.starter_killed(run, run.net.sites[0])
+    next(strike)
+    assert finish(strike)
+
+
 def test_a_killed_server_goes_on_after_its_last_round(struck: tuple[Run, Cable]) -> None:
     run, _ = struck
     strike = faults.server_killed(run)

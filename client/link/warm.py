@@ -11,6 +11,8 @@ What is forked shares no memory that either could change. Random numbers that pr
 when they are drawn (privacy/noise.py), never before a fork. The token of a task travels in a pipe, not on a command line.
 
 `python -m client.link.warm NODE SECRET-FILE PARENT-PID` ends when the nursery does; then the node starts anew (serve.py).
+
+Left out: telling the node at once that an app was killed; Flower notices within a minute, by its heartbeats.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +95,13 @@ def nurse(line: socket.socket) -> None:
     """Load what the app needs, forget what is ours, and fork an app for every spec that arrives; ends when the line does."""
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = (
-        "1"  # to look for a GPU without touching it: what touches it cannot fork
-    )
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a process that has touched a GPU cannot fork: only look
     importlib.import_module("client.app")
     from flwr.supernode.runtime.run_clientapp import run_clientapp  # noqa: PLC0415 - here, before the forks
 
     forget()
     assert threading.active_count() == 1, "only a process with one thread may fork"
+    warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # BLAS's own, which it ends before a fork
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for an app
     with line.makefile("rb") as asks:
         for ask in asks:

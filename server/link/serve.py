@@ -219,7 +219,7 @@ def _config(folder: Path, port: int, secret: bytes) -> SuperLinkLifespanConfig:
     )
 
 
-class Door(uvicorn.Server):
+class Listener(uvicorn.Server):
     """A server that works at few requests at a time: each holds its message several times over, and the database takes turns."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -229,7 +229,7 @@ class Door(uvicorn.Server):
 
 def _start(config: uvicorn.Config) -> uvicorn.Server:
     """Start a server in a thread and wait until it listens."""
-    server = Door(config)
+    server = Listener(config)
     thread = threading.Thread(target=_run, args=(server,), daemon=True)
     thread.start()
     deadline = time.monotonic() + 60

@@ -109,6 +109,7 @@ def cases(
         ("node revoked", shut, lambda: faults.revoked(run, north)),
         ("hospital's disk full", disk, lambda: faults.disk_full(run, north, fill or _no_disk())),
         ("app killed", one, lambda: faults.app_killed(run, north)),
+        ("what starts apps killed", one, lambda: faults.starter_killed(run, north)),
         ("node killed", one, lambda: faults.node_killed(run, north)),
         (f"link cut for {cut_s:g} s", one, lambda: faults.link_cut(run, south, cable, cut_s)),
         (
