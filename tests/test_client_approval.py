@@ -36,7 +36,7 @@ def test_the_nodes_own_key_approves_one_hash_and_no_other(tmp_path: Path) -> Non
     assert approval.last(site(tmp_path), tmp_path) == CODE
 
 
-def test_two_of_three_officers(tmp_path: Path) -> None:
+def test_pain12_two_of_three_officers(tmp_path: Path) -> None:
     keys = [officer(tmp_path / f"officer{i}.key") for i in range(3)]
     strict = site(tmp_path, signatures=2, signers=[name for _, name in keys])
     digest = approval.approve(strict, tmp_path, CODE, keys[0][0])

@@ -204,7 +204,7 @@ def test_the_apps_running_time_does_not_leave(site: Site) -> None:
 
 
 @pytest.mark.parametrize("change", ["one byte", "another file", "cut short"])
-def test_a_bundle_that_differs_anywhere_never_starts_and_is_kept_to_look_at(site: Site, change: str) -> None:
+def test_pain11_a_bundle_that_differs_anywhere_never_starts_and_is_kept_to_look_at(site: Site, change: str) -> None:
     other = {
         "one byte": OURS.replace(b"noise_multiplier > 0", b"noise_multiplier > 9", 1),
         "another file": OURS + b"\0",

@@ -63,7 +63,7 @@ def test_a_new_site_is_told_what_comes_next(tmp_path: Path, monkeypatch: pytest.
         assert remedy in bad[what]
 
 
-def test_each_fault_is_found_by_itself(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pain18_each_fault_is_found_by_itself(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     key = site.data / "node" / "node.key"
     key.chmod(0o644)
     assert findings(site, site.data)["key"] == "bad"

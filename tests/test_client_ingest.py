@@ -56,7 +56,7 @@ def test_a_patient_whose_issuer_is_sometimes_missing_is_not_counted_twice(tmp_pa
     assert report.patients == 2 and report.reasons == {"no-issuer": 16}
 
 
-def test_every_file_has_exactly_one_verdict(tmp_path: Path, write_series: Write) -> None:
+def test_pain16_every_file_has_exactly_one_verdict(tmp_path: Path, write_series: Write) -> None:
     paths = write_series(tmp_path / "data" / "good")
     write_series(tmp_path / "data" / "derived", study="2", ImageType=["DERIVED", "SECONDARY"])
     write_series(tmp_path / "data" / "nobody", study="3", PatientID="")

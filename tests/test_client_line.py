@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import signal
+import socket
+import ssl
+import threading
 from typing import Any
 from unittest.mock import Mock
 
+import httpx
 import pytest
+from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.run import RunNotRunningException
 
 from client.link import line
@@ -26,7 +31,7 @@ def test_work_is_asked_for_every_second_and_flowers_own_loop_turns_every_minute(
     assert len(slept) == 2 + line.IDLE_TIMES
 
 
-def test_a_node_that_is_shut_out_while_it_waits_ends_with_the_reason_and_a_line_that_is_down_does_not_end_it(
+def test_pain18_a_node_that_is_shut_out_while_it_waits_ends_with_the_reason_and_a_line_that_is_down_does_not_end_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Flower takes every 403 for a run that has ended, and would ask on without a word."""
@@ -60,3 +65,40 @@ def test_a_refused_heartbeat_ends_the_node_with_the_reason_and_an_interrupt_of_a
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def hangs_up(listener: socket.socket, how_often: int) -> None:
+    for _ in range(how_often):
+        with listener.accept()[0] as peer:
+            peer.recv(65536)  # the greeting, and no answer
+
+
+def test_pain02_a_line_that_is_cut_within_tls_is_tried_again_and_a_wrong_certificate_is_not() -> None:
+    """Flower gives up on everything whose words hold "SSL", and the node and its update would be lost."""
+    asked, waited = list[int](), list[float]()
+
+    def ask() -> str:
+        asked.append(1)
+        if len(asked) == 3:
+            return "through"
+        with httpx.Client(timeout=10) as client:
+            client.post(f"https://127.0.0.1:{listener.getsockname()[1]}/")
+        raise AssertionError("nobody answers there")
+
+    invoker = line.enduring(make_simple_http_retry_invoker)()
+    invoker.wait_function = waited.append
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=hangs_up, args=(listener, 2), daemon=True)
+        thread.start()
+        assert invoker.invoke(ask) == "through"
+        thread.join(10)
+    assert len(waited) == 2
+
+    def refuse() -> None:
+        asked.append(1)
+        raise httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED]") from ssl.SSLCertVerificationError("self-signed")
+
+    asked.clear()
+    with pytest.raises(httpx.ConnectError):
+        invoker.invoke(refuse)
+    assert len(asked) == 1

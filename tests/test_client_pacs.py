@@ -331,7 +331,7 @@ def test_what_has_not_changed_is_not_fetched_again_and_who_is_not_wanted_is_forg
     assert len(cohort(work)) == len(list((work / "finished").iterdir())) == 1
 
 
-def test_a_preview_counts_the_same_both_ways_and_fetches_nothing(pacs: Orthanc, tmp_path: Path) -> None:
+def test_pain17_a_preview_counts_the_same_both_ways_and_fetches_nothing(pacs: Orthanc, tmp_path: Path) -> None:
     for way in WAYS:
         settings = Site.model_validate({"name": "a", "pacs": pacs.settings(way, tmp_path, EVERYBODY)}).pacs
         assert settings is not None

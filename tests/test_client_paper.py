@@ -163,6 +163,13 @@ def test_every_requirement_has_a_status_and_tests_that_exist() -> None:
     assert len(set(identifiers)) == len(identifiers)
 
 
+def test_every_pain_has_a_test_that_bears_its_number() -> None:
+    pains = [row for row in trace() if row[0].startswith("PAIN-")]
+    assert [row[0] for row in pains] == [f"PAIN-{n:02d}" for n in range(1, 21)]
+    for identifier, _, status, tests, _ in pains:
+        assert status == "not applicable" or f"test_pain{identifier[-2:]}_" in tests, identifier
+
+
 def test_every_case_of_the_suite_is_on_the_trace_or_carries_its_number() -> None:
     """Each named case (`test_h07_...`) of the groups H F S U L M G is either on the trace or in a test's name."""
     text = (ROOT / "docs" / "requirements.md").read_text(encoding="utf-8")

@@ -58,7 +58,7 @@ def test_a_ledger_says_whose_it_is_and_what_it_protects(path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_epsilon_composes_every_run_whatever_its_noise_and_rate(path: Path) -> None:
+def test_pain09_epsilon_composes_every_run_whatever_its_noise_and_rate(path: Path) -> None:
     events = [Event(4.0, 1.0, 3), Event(2.0, 0.1, 50), Event(4.0, 1.0, 3)]
     book = opened(path)
     assert book.epsilon() == 0
@@ -69,7 +69,7 @@ def test_epsilon_composes_every_run_whatever_its_noise_and_rate(path: Path) -> N
     assert [r["epsilon"] for r in verify(path)[1:]] == told
 
 
-def test_what_would_pass_the_cap_is_refused_in_one_line_and_nothing_is_written(path: Path) -> None:
+def test_pain10_what_would_pass_the_cap_is_refused_in_one_line_and_nothing_is_written(path: Path) -> None:
     book = opened(path, cap=1.0)
     while (after := accounting.epsilon([*book.events(), STEP], DELTA)) <= 1.0:
         assert reserve(book) == after
@@ -227,7 +227,7 @@ def test_a_last_record_that_only_lost_its_newline_counts(path: Path) -> None:
     assert len(verify(path)) == 3
 
 
-def test_a_full_disk_stops_the_work(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pain19_a_full_disk_stops_the_work(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     book, real = opened(path), os.write
     monkeypatch.setattr(os, "write", lambda file, data: real(file, data[: len(data) // 2]))
     with pytest.raises(LedgerError, match="disk is full"):

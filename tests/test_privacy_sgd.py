@@ -147,7 +147,7 @@ def optimizer(w: torch.nn.Parameter, noise_multiplier: float = 2.0, **settings: 
     return PatientOptimizer(torch.optim.SGD([w], lr=1.0), noise_multiplier=noise_multiplier, **(values | settings))
 
 
-def test_the_released_noise_has_the_stated_scale_and_a_wrong_scale_is_rejected() -> None:
+def test_pain08_the_released_noise_has_the_stated_scale_and_a_wrong_scale_is_rejected() -> None:
     w = torch.nn.Parameter(torch.zeros(20_000))
     private_step(lambda x: (w * x).sum(), [], optimizer(w))
     released = w.detach().double().numpy() * -10.0  # undo lr and the divisor 0.25 * 40
@@ -253,7 +253,7 @@ def test_autocast_inside_the_loss_keeps_the_bound_and_a_float32_sum() -> None:
 
 # The warning is Opacus' own: its hooks see a first layer whose input needs no gradient.
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
-def test_opacus_hooks_disagree_with_autograd_after_attention_so_nobody_brings_them_back() -> None:
+def test_pain15_opacus_hooks_disagree_with_autograd_after_attention_so_nobody_brings_them_back() -> None:
     """If this fails, Opacus has repaired `unfold2d` for non-contiguous activations; the patient loop is faster."""
     from opacus import GradSampleModule
 

@@ -232,7 +232,9 @@ def test_a_verdict_survives_the_disk(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "gate.json").read_text())["passed"] is True
 
 
-def test_a_failed_gate_publishes_nothing_unless_forced_with_a_reason_that_the_cards_repeat(tmp_path: Path) -> None:
+def test_pain20_a_failed_gate_publishes_nothing_unless_forced_with_a_reason_that_the_cards_repeat(
+    tmp_path: Path,
+) -> None:
     drawn = draws(OTHERS.x_NHW)
     verdict = judge(drawn, said=said(drawn, north=True, south=False))
     with pytest.raises(ReleaseRefused, match=r"copies and membership: 1 of 2 sites said no"):

@@ -178,7 +178,7 @@ def test_what_others_wrote_is_escaped(html: str) -> None:
     assert "<b>cap</b> already spent" in text
 
 
-def test_the_page_says_how_many_sites_contributed_and_why_one_was_missing(html: str) -> None:
+def test_pain06_the_page_says_how_many_sites_contributed_and_why_one_was_missing(html: str) -> None:
     text = Page(html).text
     assert "2 of 3 sites contributed" in text
     assert "Only 2 of 3 sites contributed to every round" in text

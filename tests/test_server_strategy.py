@@ -85,7 +85,7 @@ def test_the_result_does_not_depend_on_the_order_of_arrival(tmp_path: Path) -> N
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
-def test_a_site_that_never_answers_cannot_hang_a_run_and_is_named_once_it_is_known(tmp_path: Path) -> None:
+def test_pain07_a_site_that_never_answers_cannot_hang_a_run_and_is_named_once_it_is_known(tmp_path: Path) -> None:
     def once(request: RecordDict, asked: int) -> RecordDict | None:
         return good("y", 5.0)(request, asked) if asked == 1 else None
 
@@ -101,7 +101,7 @@ def test_a_reply_after_the_deadline_is_not_added(tmp_path: Path) -> None:
     assert len([e for e in events if e["event"] == "site_failed"]) == 3
 
 
-def test_a_stale_reply_is_rejected_and_the_site_named(tmp_path: Path) -> None:
+def test_pain06_a_stale_reply_is_rejected_and_the_site_named(tmp_path: Path) -> None:
     first: list[RecordDict] = []
 
     def replays(request: RecordDict, asked: int) -> RecordDict:
@@ -177,7 +177,7 @@ def test_an_error_a_refusal_and_a_second_reply_under_one_name_are_told_apart(tmp
     assert "patient" not in said["node 2"]
 
 
-def test_too_few_good_replies_are_asked_again_and_then_end_the_run(tmp_path: Path) -> None:
+def test_pain07_too_few_good_replies_are_asked_again_and_then_end_the_run(tmp_path: Path) -> None:
     def second_time(request: RecordDict, asked: int) -> RecordDict | None:
         return None if asked == 1 else good("y", 3.0)(request, asked)
 
@@ -189,7 +189,7 @@ def test_too_few_good_replies_are_asked_again_and_then_end_the_run(tmp_path: Pat
         run(tmp_path / "again", {1: good("x"), 2: lambda *_: None}, minimum=2)
 
 
-def test_a_site_that_drops_the_question_while_it_is_handed_out_takes_nobody_with_it(tmp_path: Path) -> None:
+def test_pain01_a_site_that_drops_the_question_while_it_is_handed_out_takes_nobody_with_it(tmp_path: Path) -> None:
     def drops(*_: object) -> RecordDict:
         raise ObjectPushError("a", 1, "b")
 

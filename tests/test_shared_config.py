@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from shared.config import Experiment, Site, read, validate
+from shared.config import Experiment, Federation, Performance, Site, read, validate
 from shared.errors import ConfigError
+from shared.permits import Policy
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -75,3 +76,15 @@ def test_settings_survive_the_wire() -> None:
 
 def test_a_site_refuses_faces_by_default() -> None:
     assert Site(name="a", data=Path("x")).face_removal == "required"
+
+
+def test_pain04_there_are_two_limits_of_time_and_each_says_what_it_waits_for() -> None:
+    """Other platforms have a hundred, and people set them all to 100 hours."""
+    limits = {
+        name
+        for record in (Federation, Policy, Performance, Site)
+        for name in record.model_fields
+        if name.endswith("_s")
+    }
+    assert limits == {"deadline_s", "join_timeout_s"}
+    assert all(f"    {name} " in (Federation.__doc__ or "") for name in limits)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from shared import messages
+from shared import flower, messages
 from shared.config import Experiment
 from shared.errors import ConfigError, MessageError
 
@@ -68,6 +71,27 @@ def test_a_request_comes_back_as_it_was_sent() -> None:
     settings, number, noise, arrays = messages.unpack_request(messages.pack_request(sent))
     assert (settings, number, noise) == (experiment, 2, 1.5)
     assert torch.equal(messages.tensors(arrays, SHAPES, "it")["a"], torch.ones(2, 3))
+
+
+PARTS = """
+import torch
+from flwr.app import Message
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from shared import messages
+update = {"a": torch.randn(3_000_000), "b": torch.randn(1)}
+content = messages.pack_reply(messages.TrainReply("north", update, 2.0, 1.0, 4))
+print(max(len(part.deflate()) for part in get_all_nested_objects(content).values()), len(get_all_nested_objects(content)))
+"""
+
+
+def test_pain03_a_large_update_travels_in_parts_that_a_slow_link_carries_one_by_one() -> None:
+    """A cut line costs one part; httpx bounds the silence within a part, not the time of the whole."""
+    environment = os.environ | flower.SETTINGS
+    program = [sys.executable, "-c", PARTS]
+    said = subprocess.run(program, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
+    largest, parts = map(int, said.split())
+    assert largest <= int(flower.SETTINGS["FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE"]) + 100
+    assert 6 < parts < 16  # 12 MB, and the records that hold them
 
 
 def _arrays(value: torch.Tensor, **more: torch.Tensor) -> Callable[[RecordDict], None]:

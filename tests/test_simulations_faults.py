@@ -34,7 +34,7 @@ def struck(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Cabl
         yield run, cable
 
 
-def test_after_a_killed_app_a_killed_node_and_a_cut_link_the_round_stands_and_all_come_back(
+def test_pain02_after_a_killed_app_a_killed_node_and_a_cut_link_the_round_stands_and_all_come_back(
     struck: tuple[Run, Cable],
 ) -> None:
     run, cable = struck

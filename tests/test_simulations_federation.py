@@ -84,7 +84,7 @@ def test_no_planted_identifier_is_in_any_written_byte_or_on_the_console(run: Pat
     assert [secret for secret in planted if secret.encode() in text] == []
 
 
-def test_nothing_is_left_running(run: Path) -> None:
+def test_pain14_nothing_is_left_running(run: Path) -> None:
     assert marked(f"FLWR_HOME={(run / 'flower').resolve()}") == []
 
 
@@ -181,7 +181,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
-def test_a_run_that_was_killed_and_resumed_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+def test_pain05_a_run_that_was_killed_and_resumed_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     settings = TINY.replace("epsilon: 8, statistics: {patient_count: 60, mean_loss: 60}", "epsilon: 8").replace(
         "rounds: 2", "rounds: 3"
     )

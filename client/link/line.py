@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.retry import RetryInvoker
 from flwr.supercore.run import RunNotRunningException
 
 from client.link import node
@@ -110,6 +111,27 @@ def patient(ask: Callable[[], T | None], refused: Callable[[], None]) -> Callabl
         return None
 
     return asks
+
+
+def enduring(make: Callable[[], RetryInvoker]) -> Callable[[], RetryInvoker]:
+    """Flower's way to try again, which takes a line that was cut within TLS for a wrong certificate, and gives up."""
+
+    def made() -> RetryInvoker:
+        invoker = make()
+        gives_up = invoker.should_giveup
+        invoker.should_giveup = lambda error: not cut(error) and gives_up is not None and gives_up(error)
+        return invoker
+
+    return made
+
+
+def cut(error: BaseException | None) -> bool:
+    """Whether the other end went away in the middle: nothing is wrong with it, and it may come back."""
+    while error is not None:
+        if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextmanager

@@ -30,6 +30,7 @@ import uvicorn
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.supercore.exit import add_exit_handler
 from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supernode import fleet_http_connection as fleet
 from flwr.supernode import start_client_internal as flower
 from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
@@ -92,6 +93,7 @@ def _connect(
     states = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
     boundary = Boundary(site, work, states.objectstore_factory.store())
     _check_seam()
+    fleet.make_simple_http_retry_invoker = line.enduring(fleet.make_simple_http_retry_invoker)
     flower.http_request_response = boundary.around(flower.http_request_response)
     port = ports.free()
     local = isolated or apart
@@ -142,8 +144,9 @@ def _outlive(apps: subprocess.Popen[bytes], door: uvicorn.Server) -> None:
 
 def _check_seam() -> None:
     """FederationError when Flower's connection is not opened where the boundary stands: then nothing would be checked."""
-    source = inspect.getsource(flower._init_connection)
-    if "with http_request_response(" not in source or not callable(getattr(flower, "http_request_response", None)):
+    opens = "with http_request_response(" in inspect.getsource(flower._init_connection)
+    tries = "= make_simple_http_retry_invoker()" in inspect.getsource(fleet.http_request_response)
+    if not (opens and tries and callable(getattr(flower, "http_request_response", None))):
         raise FederationError("this version of Flower connects in another way; install the version in constraints.txt")
 
 
