@@ -67,29 +67,14 @@ def server_app_killed(run: Run) -> Strike:
     return f"started again, went on after round {after}; {_contributed(run, after + 1, run.end(after + 1))}"
 
 
-def app_killed(run: Run, site: str) -> Strike:
-    """The app's process, after it has paid."""
+def killed(run: Run, site: str, word: str = "") -> Strike:
+    """Those of a site's processes whose command holds `word`, after its app has paid; its supervisor lives.
+
+    word   APP; STARTER, without which the node lives and could not answer any more; none: the node and all that it started
+    """
     run.charging(site)
     number = int(run.events("round_started")[-1]["round"])
-    expect(bool(run.net.kill(site, APP)), "there was no app to kill")
-    yield
-    return _without(run, site, number)
-
-
-def node_killed(run: Run, site: str) -> Strike:
-    """The node and what it started; its supervisor lives."""
-    run.charging(site)
-    number = int(run.events("round_started")[-1]["round"])
-    expect(bool(run.net.kill(site, spare=run.net.processes[site].pid)), "there was no node to kill")
-    yield
-    return _without(run, site, number)
-
-
-def starter_killed(run: Run, site: str) -> Strike:
-    """What starts the app, and the app; the node lives, and could not answer any more."""
-    run.charging(site)
-    number = int(run.events("round_started")[-1]["round"])
-    expect(bool(run.net.kill(site, STARTER)), "there was nothing to kill")
+    expect(bool(run.net.kill(site, word, spare=run.net.processes[site].pid)), "there was nothing to kill")
     yield
     return _without(run, site, number)
 

@@ -39,7 +39,7 @@ def test_pain02_after_a_killed_app_a_killed_node_and_a_cut_link_the_round_stands
 ) -> None:
     run, cable = struck
     one, two, three = run.net.sites
-    strikes = [faults.app_killed(run, one), faults.node_killed(run, two), faults.link_cut(run, three, cable, 8.0)]
+    strikes = [faults.killed(run, one, faults.APP), faults.killed(run, two), faults.link_cut(run, three, cable, 8.0)]
     with ThreadPoolExecutor(3) as pool:  # all in the same round
         list(pool.map(next, strikes))
     for strike in reversed(strikes):
@@ -50,7 +50,7 @@ def test_pain02_after_a_killed_app_a_killed_node_and_a_cut_link_the_round_stands
 def test_a_node_that_cannot_start_its_app_any_more_starts_anew(struck: tuple[Run, Cable]) -> None:
     """It would take work, and never answer."""
     run, _ = struck
-    strike = faults.starter_killed(run, run.net.sites[0])
+    strike = faults.killed(run, run.net.sites[0], faults.STARTER)
     next(strike)
     assert finish(strike)
 

@@ -108,9 +108,9 @@ def cases(
         ("site slow", "left out of the round; its late reply is not used", lambda: faults.site_slow(run, north)),
         ("node revoked", shut, lambda: faults.revoked(run, north)),
         ("hospital's disk full", disk, lambda: faults.disk_full(run, north, fill or _no_disk())),
-        ("app killed", one, lambda: faults.app_killed(run, north)),
-        ("what starts apps killed", one, lambda: faults.starter_killed(run, north)),
-        ("node killed", one, lambda: faults.node_killed(run, north)),
+        ("app killed", one, lambda: faults.killed(run, north, faults.APP)),
+        ("what starts apps killed", one, lambda: faults.killed(run, north, faults.STARTER)),
+        ("node killed", one, lambda: faults.killed(run, north)),
         (f"link cut for {cut_s:g} s", one, lambda: faults.link_cut(run, south, cable, cut_s)),
         (
             "site absent",
