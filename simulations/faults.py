@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from client.link import approval, node
+from client.link import approval, node, warm
 from privacy import ledger
 from privacy.accounting import Event, epsilon
 from server.cli import app as server_app
@@ -30,7 +30,7 @@ from simulations.rogue import rogue
 from simulations.running import PATIENCE_S, Run, expect, ledger_of
 
 Strike = Generator[None, None, str]
-APP, STARTER, SERVER_APP = "flwr-clientapp", "client.link.warm", "flwr-serverapp"
+APP, STARTER, SERVER_APP = warm.APP, warm.__name__, "flwr-serverapp"
 BACK = "; it contributed again in round {}"
 
 

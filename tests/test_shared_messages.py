@@ -75,7 +75,6 @@ def test_a_request_comes_back_as_it_was_sent() -> None:
 
 PARTS = """
 import torch
-from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from shared import messages
 update = {"a": torch.randn(3_000_000), "b": torch.randn(1)}

@@ -61,6 +61,11 @@ def enter() -> None:
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
+def end_with_parent() -> None:
+    """The system kills this process when the one that started it ends, however that ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def alone() -> bool:
     """Whether no interface but the loopback is up; raising one would need a right that containers drop."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -75,7 +80,7 @@ def _flags(probe: socket.socket, name: str) -> int:
 def main(arguments: list[str]) -> int:
     """The inner side."""
     address, port, program = arguments[0], int(arguments[1]), arguments[2:]
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    end_with_parent()
     enter()
     listener = socket.create_server(("127.0.0.1", port))
     threading.Thread(target=_carry, args=(listener, address), daemon=True).start()

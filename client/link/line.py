@@ -125,13 +125,11 @@ def enduring(make: Callable[[], RetryInvoker]) -> Callable[[], RetryInvoker]:
     return made
 
 
-def cut(error: BaseException | None) -> bool:
+def cut(error: BaseException) -> bool:
     """Whether the other end went away in the middle: nothing is wrong with it, and it may come back."""
-    while error is not None:
-        if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(
+        isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError)) for cause in _causes(error)
+    )
 
 
 @contextmanager
@@ -153,15 +151,20 @@ def interrupted(refused: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and what led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def _explain(error: httpx.HTTPError) -> str:
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return (
                 f"the server's certificate does not hold: {cause.verify_message}. Either it is not the kit's server, or "
                 "something on the way opens TLS"
             )
-        cause = cause.__cause__ or cause.__context__
     if isinstance(error, httpx.ProxyError):
         return "the proxy does not let the connection through"
     if isinstance(error, httpx.TimeoutException):

@@ -36,9 +36,11 @@ from flwr.supercore.superexec import run_superexec as flower
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
 from flwr.supercore.utils import disable_process_dumping
 
+from client.link import isolation
+
 APP = "flwr-clientapp"  # the name of an app's process, as where Flower starts it
 OURS = {"client", "server", "shared", "privacy"}
-PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
+PR_SET_NAME = 15
 
 
 class Nursery:
@@ -93,8 +95,7 @@ def _outlive(nursery: int) -> None:
 
 def nurse(line: socket.socket) -> None:
     """Load what the app needs, forget what is ours, and fork an app for every spec that arrives; ends when the line does."""
-    libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    isolation.end_with_parent()
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a process that has touched a GPU cannot fork: only look
     importlib.import_module("client.app")
     from flwr.supernode.runtime.run_clientapp import run_clientapp  # noqa: PLC0415 - here, before the forks
@@ -108,7 +109,7 @@ def nurse(line: socket.socket) -> None:
             if os.fork() == 0:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 line.close()
-                libc.prctl(PR_SET_NAME, APP.encode(), 0, 0, 0)
+                ctypes.CDLL(None).prctl(PR_SET_NAME, APP.encode(), 0, 0, 0)
                 sys.argv = [APP]
                 spec = json.loads(ask)
                 names = ("runtime_api_address", "token", "insecure", "parent_pid")

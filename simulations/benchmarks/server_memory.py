@@ -76,9 +76,8 @@ def measure(folder: Path, sites: int, at_once: int) -> tuple[float, float, float
             "release": {"images_per_class": 0},
         }
     )
-    fed = folder / "fed.yaml"
-    fed.write_text(f"name: brains\naddress: 127.0.0.1:{ports.free()}\nlisten: 127.0.0.1\n")
-    federation = provision.Federation(name="brains", address=fed.read_text().split()[3], listen="127.0.0.1")
+    federation = provision.Federation(name="brains", address=f"127.0.0.1:{ports.free()}", listen="127.0.0.1")
+    (folder / "fed.yaml").write_text(f"name: brains\naddress: {federation.address}\nlisten: 127.0.0.1\n")
     net = Loopback(folder, experiment, ())
     list(provision.provision(federation, net.federation))
     gate, stop = threading.Semaphore(at_once), threading.Event()
