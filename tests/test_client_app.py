@@ -324,3 +324,99 @@ def test_seeding_every_other_generator_changes_nothing(site: Path, monkeypatch: 
         assert isinstance(reply, messages.TrainReply)
         updates.append(torch.cat([u.flatten() for u in reply.update.values()]))
     assert not torch.isclose(updates[0], updates[1], rtol=1e-6).any()  # by chance: 1 in 10,000
+
+
+def asked_with(site: Path, classes: dict[str, str], **more: Any) -> messages.TrainReply | messages.Refusal:
+    return ask(site, Experiment.model_validate(EXPERIMENT.model_dump() | {"classes": classes} | more))
+
+
+def add(site: Path, label: int, x_SHW: np.ndarray | None = None) -> None:
+    x = np.full((5, 16, 16), 99, np.uint8) if x_SHW is None else x_SHW
+    dataset.save(dataset.Patient("p9", label, x), site / "cohort")
+
+
+def test_attack_01_a_label_that_the_experiment_does_not_know_makes_no_difference_to_what_leaves(site: Path) -> None:
+    """Fewer classes than the site has: a failing round would be an answer without noise."""
+    replies = [ask(site)]
+    add(site, label=7)
+    replies.append(ask(site, shift=0.01))
+    assert [type(reply) for reply in replies] == [messages.TrainReply] * 2
+
+
+def test_attack_01_fewer_classes_than_the_sites_are_refused_in_the_same_words_whoever_is_there(site: Path) -> None:
+    for path in (site / "cohort").glob("*.npz"):
+        patient = dataset.load_one(path)
+        dataset.save(dataset.Patient(patient.pseudonym, 0, patient.x_SHW), site / "cohort")
+    without = asked_with(site, {"a": "any"})
+    add(site, label=1)
+    assert asked_with(site, {"a": "any"}) == without
+    assert isinstance(without, messages.Refusal)
+    assert not (site / "ledger.jsonl").exists()
+
+
+@pytest.mark.parametrize("spoiled", ["another size", "no slice", "not an archive", "cut short"])
+def test_attack_01_a_patient_who_cannot_be_read_contributes_nothing_and_changes_nothing(
+    site: Path, spoiled: str
+) -> None:
+    add(site, 0, np.zeros((5, 8, 8), np.uint8) if spoiled == "another size" else None)
+    path = site / "cohort" / "p9.npz"
+    if spoiled == "no slice":
+        np.savez_compressed(path, x=np.zeros((0, 16, 16), np.uint8), label=np.int64(0))
+    elif spoiled != "another size":
+        path.write_bytes(b"JANE SMITH" if spoiled == "not an archive" else path.read_bytes()[:-40])
+    reply = ask(site)
+    assert isinstance(reply, messages.TrainReply)
+
+
+def test_attack_01_an_error_while_training_is_noise_and_not_a_refusal(
+    site: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = app.train
+    calls: list[int] = []
+
+    def fails_with_patients(model: Any, cohort: list[dataset.Patient], *rest: Any, **named: Any) -> Any:
+        calls.append(len(cohort))
+        if cohort:
+            raise RuntimeError("JANE SMITH 1947")
+        return real(model, cohort, *rest, **named)
+
+    monkeypatch.setattr(app, "train", fails_with_patients)
+    with caplog.at_level(logging.ERROR):
+        reply = ask(site)
+    assert isinstance(reply, messages.TrainReply)
+    assert any(u.abs().sum() > 0 for u in reply.update.values())
+    assert calls == [3, 0] and "RuntimeError" in caplog.text and "JANE" not in caplog.text
+
+
+def test_attack_02_a_clipping_bound_or_a_learning_rate_beyond_the_sites_policy_is_refused(site: Path) -> None:
+    for section, change in (
+        ("privacy", {"max_grad_norm": 3e37}),
+        ("training", {"learning_rate": 1e30}),
+        ("training", {"slices": 100_000}),
+        ("training", {"draws": 100_000}),
+        ("privacy", {"sampling_rate": 1e-6}),
+    ):
+        experiment = Experiment.model_validate(
+            EXPERIMENT.model_dump() | {section: EXPERIMENT.model_dump()[section] | change}
+        )
+        assert isinstance(ask(site, experiment), messages.Refusal), change
+    assert isinstance(ask(site, noise=0.001), messages.Refusal)
+    assert isinstance(ask(site, shift=1e30), messages.Refusal)
+    assert not (site / "ledger.jsonl").exists()
+
+
+def test_attack_03_a_base_is_a_name_and_never_a_path(site: Path) -> None:
+    """A path would read the hospital's disk, and the text of the error would say what is there."""
+    told = []
+    for name in ("JANE.safetensors", "absent.safetensors"):
+        (site / "JANE.json").write_text("{}")
+        (site / "JANE.safetensors").write_bytes(b"x")
+        for base in (str(site / name), f"../{name}", f"..{name}"):
+            experiment = EXPERIMENT.model_copy(update={"base": base})
+            content = messages.pack_request(messages.TrainRequest(experiment, 1, 3.0, {}))
+            context: Any = SimpleNamespace(node_config={"site": str(site / "site.yaml")}, run_config={}, run_id=7)
+            reply = messages.unpack_reply(app.answer(content, context), {})
+            assert isinstance(reply, messages.Refusal)
+            told.append(reply.reason)
+    assert len(set(told)) == 1
+    assert str(site) not in told[0] and "JANE" not in told[0]

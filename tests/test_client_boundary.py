@@ -24,6 +24,7 @@ from client import app, dataset
 from client.link import approval, journal, node
 from client.link.boundary import Boundary
 from client.rebuild import pseudonym
+from privacy import ledger
 from shared import bundle, messages, weights
 from shared.config import Experiment, Network, Site
 from shared.errors import PolicyError
@@ -507,3 +508,45 @@ def test_a_damaged_journal_stops_everything(site: Site) -> None:
     path.write_bytes(path.read_bytes().replace(b'"round":1', b'"round":2', 1))
     with pytest.raises(Exception, match="damaged"):
         exchange(site, Line(request(), OURS))
+
+
+def careless(message: Message) -> Message:
+    """An app that asks no ledger, and whose update is otherwise as it should be."""
+    update = {name: torch.zeros_like(t) for name, t in trainable().items()}
+    reply = messages.TrainReply("north", update, 1.0, 1.0, 2, request=messages.request_id(message.content))
+    return Message(messages.pack_reply(reply), reply_to=message)
+
+
+def test_attack_08_one_reservation_lets_one_update_out(site: Site) -> None:
+    """The same round with other weights: the record of the first must not open the door for the second."""
+    assert isinstance(exchange(site, Line(request(), OURS))[0], messages.TrainReply)
+    before = len(ledger.verify(site.data / "ledger.jsonl"))
+    shifted = {name: t + 0.01 for name, t in trainable().items()}
+    other = messages.pack_request(messages.TrainRequest(EXPERIMENT, 1, 3.0, shifted))
+    reply, _ = exchange(site, Line(other, OURS), careless)
+    assert isinstance(reply, messages.Refusal) or len(ledger.verify(site.data / "ledger.jsonl")) > before
+
+
+def test_attack_08_a_reservation_at_another_rate_opens_nothing(site: Site) -> None:
+    rare = changed(privacy={"sampling_rate": 0.01})
+    assert isinstance(exchange(site, Line(request(rare), OURS))[0], messages.TrainReply)
+    spent = ledger.verify(site.data / "ledger.jsonl")[-1]
+    reply, _ = exchange(site, Line(request(), OURS), careless)
+    now = ledger.verify(site.data / "ledger.jsonl")[-1]
+    assert isinstance(reply, messages.Refusal) or now["epsilon"] > 5 * spent["epsilon"]
+
+
+def test_attack_10_what_a_refusal_says_is_one_of_a_few_sentences(site: Site) -> None:
+    """Whatever is wrong, on the way in or on the way out: no path, no number and no name of an error leaves."""
+    said = set()
+    for content in (
+        request(changed(privacy={"epsilon": 9.0})),
+        request(noise=0.0),
+        request(EXPERIMENT.model_copy(update={"base": str(site.data / "x.safetensors")})),
+        with_key("noise_seed", 1),
+        RecordDict({"config": ConfigRecord({"code": SECRET})}),
+    ):
+        reply, _ = exchange(site, Line(content, OURS))
+        assert isinstance(reply, messages.Refusal)
+        said.add(reply.reason)
+    assert not any(word in text for text in said for word in (str(site.data), SECRET, "Error", "9", "0x"))

@@ -223,3 +223,41 @@ def test_real_slices_of_training_patients_fail_however_they_are_hidden_and_those
     scores = np.linspace(-1, 1, 12)
     found = proposal.check(np.clip(proposed, 0, 255).astype(np.uint8), cohort, heldout, scores, scores, EXPERIMENT)
     assert found["passed"] is (change == "other patients"), found
+
+
+def test_attack_03_a_proposal_passes_the_same_policy_as_a_round(site: Path) -> None:
+    for change in ({"base": str(site / "JANE.safetensors")}, {"base": "../x"}):
+        experiment = EXPERIMENT.model_copy(update=change)
+        reply = ask(site, FRESH, experiment=experiment)
+        assert isinstance(reply, messages.Refusal)
+        assert str(site) not in reply.reason and "JANE" not in reply.reason
+    tree = yaml.safe_load((site / "site.yaml").read_text())
+    (site / "site.yaml").write_text(yaml.safe_dump(tree | {"policy": {"bases": ["phantoms-64"]}}))
+    assert isinstance(ask(site, FRESH), messages.Refusal), "a base that the site does not permit"
+    assert not (site / proposal.RECORD).exists()
+
+
+def test_attack_10_an_error_while_judging_is_a_no_and_not_a_third_answer(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("JANE SMITH")
+
+    monkeypatch.setattr(proposal, "check", fail)
+    assert ask(site, FRESH) == messages.Verdict("north", False)
+
+
+def test_attack_10_answers_are_counted_for_the_people_and_not_for_a_work_folder(tmp_path: Path) -> None:
+    records = tmp_path / "records"
+    records.mkdir()
+    pseudonym.load_or_make(records / dataset.KEY_FILE)
+    answers = 0
+    for name in ("one", "two"):
+        work = tmp_path / name
+        work.mkdir()
+        tree = {"name": "north", "data": str(work), "format": "images", "face_removal": "none", "release_checks": 1}
+        (work / "site.yaml").write_text(yaml.safe_dump(tree | {"records": str(records)}))
+        for i, x_SHW in enumerate(TRAIN):
+            dataset.save(Patient(f"p{i}", i % 2, x_SHW), work / "cohort")
+        answers += isinstance(ask(work, FRESH[: 5 + answers]), messages.Verdict)
+    assert answers == 1
