@@ -68,7 +68,7 @@ def _cohort(work: Path) -> list[str]:
 
 
 def _ledger(site: Site, work: Path) -> list[str]:
-    path = dataset.records(site, work) / budget.LEDGER_FILE
+    path = dataset.records(site, work) / dataset.LEDGER_FILE
     if path.exists():
         ledger.verify(path)
     if site.epsilon_cap is None:

@@ -49,11 +49,13 @@ ENTRIES: dict[str, frozenset[str]] = {
     "approved": frozenset({"bundle", "key"}),
     "withdrawn": frozenset({"bundle", "count"}),
     "started": frozenset({"site", "server", "app_network"}),
-    "asked": frozenset({"run", "experiment", "round", "epsilon", "about", "bundle", "configuration"}),
+    "asked": frozenset(
+        {"run", "experiment", "round", "epsilon", "about", "bundle", "configuration", "ledger_records", "ledger_hash"}
+    ),
     "refused": frozenset({"run", "reason"}),
     "dropped": frozenset({"reason"}),
     "kept back": frozenset({"run", "reason"}),
-    "failed": frozenset({"run", "reason"}),
+    "failed": frozenset({"run", "round", "reason"}),
     "sent": frozenset({"run", "round", "epsilon", "tensors", "passed", "refused"}),
     # the coordinator
     "provisioned": frozenset({"made", "authority"}),

@@ -6,7 +6,7 @@
     proposal, server -> site  arrays: the trainable tensors   images: proposed, heldout, heldout-patient, heldout-label
                               config: experiment (JSON)
     verdict, site -> server                                   config: site, passed (one bit, see client/proposal.py)
-    refusal, site -> server                                   config: site, refused
+    refusal, site -> server                                   config: site, refused, about (see refusals.py)
     * end to end in one array, in the order of their names; where each begins follows from the settings, on both sides
 
 Everything is checked on arrival: names, sizes, dtypes, finite values. Not among the metrics, because none of them is
@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -28,9 +29,12 @@ from torch import Tensor
 
 from shared.config import Experiment, validate
 from shared.errors import MessageError
+from shared.refusals import SETTINGS, WORDS
+from shared.refusals import Refusal as Refusal  # noqa: PLC0414 - callers have one place for messages
 
 Shapes = Mapping[str, tuple[int, ...]]
 VECTOR = "tensors"
+BASE_NAME = r"[a-z0-9][a-z0-9-]{0,39}"
 REQUEST = {"experiment", "round", "noise-multiplier"}
 
 
@@ -60,14 +64,6 @@ class TrainReply:
     bytes: int = 0
     statistics: Mapping[str, float] = field(default_factory=dict)
     request: str = ""
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A site's no, with its reason."""
-
-    site: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -114,12 +110,7 @@ def pack_proposal(proposal: Proposal) -> RecordDict:
 def unpack_proposal(content: RecordDict) -> tuple[Experiment, ArrayRecord, dict[str, np.ndarray]]:
     """Settings, tensors still unchecked (their shapes follow from the settings), and the images, checked."""
     _only(content, {"arrays", "images", "config"}, "the proposal")
-    config = _config(content, {"experiment"})
-    try:
-        tree = json.loads(str(config["experiment"]))
-    except ValueError as error:
-        raise MessageError("the proposal's experiment is not JSON") from error
-    experiment = validate(tree, Experiment, source="the proposal's experiment")
+    experiment = _experiment(_config(content, {"experiment"}), "the proposal")
     record = content["images"]
     if not isinstance(record, ArrayRecord):
         raise MessageError("the proposal has no images")
@@ -148,8 +139,8 @@ def unpack_verdict(content: RecordDict) -> Verdict | Refusal:
     """A site's bit, or its refusal to say."""
     _only(content, {"config"}, "the verdict")
     config = content["config"]
-    if isinstance(config, ConfigRecord) and set(config.keys()) == {"site", "refused"}:
-        return Refusal(site=str(config["site"])[:40], reason=str(config["refused"])[:300])
+    if isinstance(config, ConfigRecord) and "refused" in config:
+        return _refusal(content)
     config = _config(content, {"site", "passed"})
     if not isinstance(config["passed"], bool):
         raise MessageError(f"the verdict of {str(config['site'])[:40]} is neither yes nor no")
@@ -183,13 +174,9 @@ def unpack_request(content: RecordDict) -> tuple[Experiment, int, float, ArrayRe
     """The settings of a request and its arrays, still unchecked: their shapes follow from the settings."""
     _only(content, {"arrays", "config"}, "the request")
     config = _config(content, REQUEST)
-    try:
-        tree = json.loads(str(config["experiment"]))
-    except ValueError as error:
-        raise MessageError("the request's experiment is not JSON") from error
-    experiment = validate(tree, Experiment, source="the request's experiment")
+    experiment = _experiment(config, "the request")
     number, noise = config["round"], config["noise-multiplier"]
-    if not isinstance(number, int) or not 1 <= number <= experiment.training.rounds:
+    if type(number) is not int or not 1 <= number <= experiment.training.rounds:
         raise MessageError(f"the request is for round {number}, the experiment has {experiment.training.rounds}")
     if not isinstance(noise, float) or not math.isfinite(noise) or noise < 0:
         raise MessageError(f"the request's noise multiplier is {noise}, it must be finite and not negative")
@@ -209,14 +196,14 @@ def pack_reply(reply: TrainReply) -> RecordDict:
 
 
 def pack_refusal(refusal: Refusal) -> RecordDict:
-    return RecordDict({"config": ConfigRecord({"site": refusal.site, "refused": refusal.reason})})
+    about = {"site": refusal.site, "refused": refusal.word, "about": refusal.setting}
+    return RecordDict({"config": ConfigRecord(about)})
 
 
 def unpack_reply(content: RecordDict, shapes: Shapes, statistics: Collection[str] = ()) -> TrainReply | Refusal:
     """Check a reply against the shapes and the figures that were asked for; MessageError names the first thing that is wrong."""
     if set(content.keys()) == {"config"}:
-        config = _config(content, {"site", "refused"})
-        return Refusal(site=str(config["site"])[:40], reason=str(config["refused"])[:300])
+        return _refusal(content)
     _only(content, {"arrays", "metrics", "config"}, "the reply")
     config = _config(content, {"site", "request"})
     site, request = str(config["site"])[:40], str(config["request"])
@@ -268,6 +255,26 @@ def _only(record: Mapping[str, object], names: set[str], what: str) -> None:
         raise MessageError(f"{what} holds `{sorted(extra)[0][:60]}`, which may not travel")
     if missing:
         raise MessageError(f"{what} lacks `{sorted(missing)[0]}`")
+
+
+def _experiment(config: ConfigRecord, what: str) -> Experiment:
+    """The settings in a message. A base is a name here, never a path: what a stranger writes opens no file."""
+    try:
+        tree = json.loads(str(config["experiment"]))
+    except (ValueError, RecursionError) as error:
+        raise MessageError(f"{what}'s experiment is not JSON") from error
+    experiment = validate(tree, Experiment, source=f"{what}'s experiment")
+    if not re.fullmatch(BASE_NAME, experiment.base):
+        raise MessageError(f"{what} names a base by a path; what travels names a shipped base")
+    return experiment
+
+
+def _refusal(content: RecordDict) -> Refusal:
+    config = _config(content, {"site", "refused", "about"})
+    word, about = str(config["refused"]), str(config["about"])
+    if word not in WORDS or about not in {"", *SETTINGS}:
+        raise MessageError("a refusal in words that no site uses")
+    return Refusal(str(config["site"])[:40], word, about)
 
 
 def _config(content: RecordDict, names: set[str]) -> ConfigRecord:

@@ -122,7 +122,7 @@ def _connect(
     flower.start_client_internal(
         state_factory=states,
         server_address=kit.address,
-        node_config={"site": str(site_file), "work": str(work)},
+        node_config={"site": str(site_file), "work": str(work), "ledger": "node"},
         root_certificates=kit.ca.encode(),
         insecure=False,
         authentication_keys=(key, key.public_key()),
