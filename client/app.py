@@ -31,7 +31,7 @@ from shared.errors import DataError, FederationError, FedsynthError, PrivacyErro
 from shared.network import shapes
 
 SITES_VARIABLE = "FEDSYNTH_SIMULATED_SITES"
-SEED_VARIABLE = "FEDSYNTH_SIMULATED_SEED"
+SEED_VARIABLE = noise.SEED_VARIABLE
 
 LOG = logging.getLogger("fedsynth.client")
 
@@ -130,9 +130,7 @@ def _work(content: RecordDict, site: Site, work: Path, run: str) -> messages.Tra
         noise_multiplier=noise_multiplier,
         expected_patients=experiment.expected_patients,
     )
-    reply = messages.TrainReply(
-        site.name, update, epsilon, site.weight, experiment.training.steps, statistics=told, request=request
-    )
+    reply = messages.TrainReply(site.name, update, epsilon, experiment.training.steps, statistics=told, request=request)
     if noise.rehearsed():
         return dataclasses.replace(reply, epsilon=math.inf)  # noise that can be repeated protects nobody
     if noise_multiplier > 0:

@@ -377,7 +377,8 @@ def other_name(content: RecordDict) -> RecordDict:
 
 
 def other_request(content: RecordDict) -> RecordDict:
-    return RecordDict({**dict(content.items()), "config": ConfigRecord({"site": "north", "request": SECRET})})
+    config = {**dict(content["config"].items()), "request": SECRET}
+    return RecordDict({**dict(content.items()), "config": ConfigRecord(config)})
 
 
 def other_weight(content: RecordDict) -> RecordDict:
@@ -414,23 +415,26 @@ def test_a_reply_with_anything_beside_the_list_is_kept_back(
     assert kinds(site) == ["asked", "kept back", "sent"]
 
 
-def test_bytes_hidden_in_an_arrays_header_do_not_survive(site: Site) -> None:
-    """The .npy header may carry any padding: the boundary writes every array anew."""
+@pytest.mark.parametrize("behind", [b"", SECRET.encode()])
+def test_bytes_hidden_in_an_array_do_not_survive(site: Site, behind: bytes) -> None:
+    """The .npy header may carry any padding: the boundary writes every array anew. What is longer than it says is kept back."""
 
     def pad(content: RecordDict) -> RecordDict:
         arrays = dict(content["arrays"].items())
         for name, array in arrays.items():
             data = array.data
             header = data[10 : 10 + int.from_bytes(data[8:10], "little")]
-            padded = header.rstrip(b"\n ") + b"                " + b"\n"
-            hidden = data[:8] + len(padded).to_bytes(2, "little") + padded + data[10 + len(header) :] + SECRET.encode()
+            padded = header.rstrip(b"\n ") + b" " * 64 + b"\n"
+            hidden = data[:8] + len(padded).to_bytes(2, "little") + padded + data[10 + len(header) :] + behind
             arrays[name] = Array(dtype=array.dtype, shape=array.shape, stype=array.stype, data=hidden)
         return RecordDict({**dict(content.items()), "arrays": ArrayRecord(arrays)})
 
     line = Line(request(), OURS)
     reply, _ = exchange(site, line, spoiled(site, pad))
-    assert isinstance(reply, messages.TrainReply)  # the values are as they should be
-    assert SECRET.encode() not in b"".join(line.sent.values())
+    assert isinstance(reply, messages.Refusal if behind else messages.TrainReply)
+    sent = b"".join(line.sent.values())
+    assert b" " * 64 not in sent
+    assert SECRET.encode() not in sent
 
 
 def test_an_apps_error_text_stays_here(site: Site) -> None:
@@ -445,7 +449,9 @@ def test_a_refusal_leaves_with_the_name_of_its_error_alone(site: Site) -> None:
     line = Line(request(), OURS)
 
     def refuse(message: Message) -> Message:
-        return Message(messages.pack_refusal(messages.Refusal(SECRET, f"BudgetExceeded: {SECRET}")), reply_to=message)
+        return Message(
+            messages.pack_refusal(messages.Refusal("elsewhere", f"BudgetExceeded: {SECRET}")), reply_to=message
+        )
 
     reply, _ = exchange(site, line, refuse)
     assert reply == messages.Refusal("north", "BudgetExceeded: the site's own log says why")
@@ -457,7 +463,7 @@ def test_an_update_without_a_reservation_on_the_ledger_is_kept_back(site: Site) 
 
     def skip(message: Message) -> Message:
         update = {name: torch.zeros_like(t) for name, t in trainable().items()}
-        reply = messages.TrainReply("north", update, 1.0, 1.0, 2, request=messages.request_id(message.content))
+        reply = messages.TrainReply("north", update, 1.0, 2, request=messages.request_id(message.content))
         return Message(messages.pack_reply(reply), reply_to=message)
 
     reply, _ = exchange(site, Line(request(), OURS), skip)

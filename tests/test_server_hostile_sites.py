@@ -24,6 +24,7 @@ from rich.progress import Progress
 from privacy.accounting import Event, epsilon
 from server.aggregate import ServerOptimizer
 from server.events import Events, read
+from server.ledgers import Ledgers
 from server.link.follow import Follow
 from server.strategy import Strategy
 from shared import messages
@@ -50,9 +51,7 @@ def _inside_a_run() -> Iterator[None]:
 def honest(site: str, value: float) -> Site:
     def answer(request: RecordDict, _: int) -> RecordDict:
         update = {"a": torch.full((3,), value), "b": torch.full((2, 2), value)}
-        return messages.pack_reply(
-            messages.TrainReply(site, update, SPENT, 1.0, 3, request=messages.request_id(request))
-        )
+        return messages.pack_reply(messages.TrainReply(site, update, SPENT, 3, request=messages.request_id(request)))
 
     return answer
 
@@ -96,7 +95,7 @@ def federate(
     strategy = Strategy(
         experiment, tensors, noise_multiplier=NOISE, sites=len(sites), minimum_sites=minimum, largest=1e3, events=events,
         optimizer=ServerOptimizer(experiment.federation, tensors), after_round=lambda *_: None,
-        names=lambda: {n: NAMES[n] for n in sites}, clock=clock, sleep=clock.sleep,
+        ledgers=Ledgers(out), names=lambda: {n: NAMES[n] for n in sites}, clock=clock, sleep=clock.sleep,
     )  # fmt: skip
     strategy.run(grid(sites, clock), 1, 1)
     said = read(events.path)
@@ -303,7 +302,7 @@ def test_attack_06_a_part_that_is_named_a_thousand_times_is_not_held_a_thousand_
 def test_attack_06_a_message_that_answers_no_question_is_taken_for_nobodys_answer(tmp_path: Path) -> None:
     """A node may hand the server a message that replies to nothing; it comes along with the first answer that is fetched."""
     forged = messages.pack_reply(
-        messages.TrainReply("north", {"a": torch.full((3,), -7.0), "b": torch.zeros(2, 2)}, SPENT, 1.0, 3, request="?")
+        messages.TrainReply("north", {"a": torch.full((3,), -7.0), "b": torch.zeros(2, 2)}, SPENT, 3, request="?")
     )
     grid = type("Intruded", (Wire,), {"intruder": Message(forged, dst_node_id=1, message_type="train")})
     model, failed, _ = federate(tmp_path, {}, grid=grid)
@@ -340,7 +339,8 @@ def test_attack_06_only_a_sites_name_is_a_name(tmp_path: Path, name: str) -> Non
     sites = {1: honest("north", 1.0), 2: honest(name, 5.0)}
     strategy = Strategy(
         EXPERIMENT, tensors, noise_multiplier=NOISE, sites=2, minimum_sites=1, largest=1e3, events=events,
-        optimizer=ServerOptimizer(EXPERIMENT.federation, tensors), after_round=lambda *_: None, clock=clock,
+        optimizer=ServerOptimizer(EXPERIMENT.federation, tensors), after_round=lambda *_: None,
+        ledgers=Ledgers(tmp_path), clock=clock,
         sleep=clock.sleep,
     )  # fmt: skip
     strategy.run(Wire(sites, clock), 1, 1)
