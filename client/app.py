@@ -36,7 +36,7 @@ from shared.device import device_for
 from shared.errors import FederationError, FedsynthError, PrivacyError
 
 SITES_VARIABLE = "FEDSYNTH_SIMULATED_SITES"
-SEED_VARIABLE = "FEDSYNTH_SIMULATED_SEED"
+SEED_VARIABLE = noise.SEED_VARIABLE
 
 LOG = logging.getLogger("fedsynth.client")
 

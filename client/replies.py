@@ -54,7 +54,7 @@ def find(work: Path, request: str) -> TrainReply | None:
         about = json.loads(head)
         if about["request"] != request:
             return None
-        return TrainReply(update=load(tensors), **about)
+        return TrainReply(update=load(tensors), **(about | {"ledger": tuple(about["ledger"])}))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):

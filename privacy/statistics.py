@@ -39,6 +39,8 @@ from shared.config import Experiment, Statistics
 from shared.errors import PrivacyError
 
 COUNT, LOSS = "patient-count", "mean-loss"  # as they are named in a site's `share` and in its reply
+MOST_PATIENTS = 10_000_000  # of one hospital
+FARTHEST = 12.0  # standard deviations: SecureRandom's noise ends at 8.57
 JOINT = math.sqrt(2)  # L2 sensitivity of (loss / L, 1)
 GRID_BITS = 20
 
@@ -61,6 +63,14 @@ def prices(experiment: Experiment) -> dict[str, float]:
         name: epsilon([Event(z, 1.0, 1 if name == COUNT else rounds)], experiment.privacy.delta)
         for name, z in asked(settings, 1).items()
     }
+
+
+def possible(settings: Statistics, name: str, value: float) -> bool:
+    """Whether a site can have computed this value of a figure that was asked for."""
+    if name == LOSS:
+        return 0 <= value <= settings.loss_bound
+    farthest = FARTHEST * (settings.patient_count or 0.0) + 1
+    return value == math.floor(value) and -farthest <= value <= MOST_PATIENTS + farthest
 
 
 def patient_count(patients: int, noise_multiplier: float, noise: SecureRandom | None = None) -> int:

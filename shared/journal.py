@@ -61,6 +61,8 @@ ENTRIES: dict[str, frozenset[str]] = {
     "provisioned": frozenset({"made", "authority"}),
     "site_approved": frozenset({"site", "key", "until"}),
     "site_revoked": frozenset({"site", "key"}),
+    "ledgers_begun": frozenset(),
+    "ledger_accepted": frozenset({"site", "records", "hash", "before", "reason"}),
     "serving": frozenset({"federation", "address"}),
     "run_asked": frozenset({"run", "configuration", "sites", "rounds", "epsilon"}),
     "run_launched": frozenset({"run", "configuration", "bundle", "flower"}),

@@ -202,11 +202,11 @@ def bad_answer(run: Run, site: str, say: Callable[[messages.TrainReply], message
     net.stop(site)
     with rogue(net.kit(site), node.private_key(net.work(site))) as line:
         request = line.asked(PATIENCE_S)
-        experiment, number, _, arrays = messages.unpack_request(request.content)
+        experiment, number, noise, arrays = messages.unpack_request(request.content)
         update = {name: torch.zeros(array.shape) for name, array in arrays.items()}
-        honest = messages.TrainReply(
-            site, update, 1.0, 1.0, experiment.training.steps, request=messages.request_id(request.content)
-        )
+        steps, privacy = experiment.training.steps, experiment.privacy
+        spent = epsilon([Event(noise, privacy.sampling_rate, steps)], privacy.delta)
+        honest = messages.TrainReply(site, update, spent, steps, request=messages.request_id(request.content))
         line.answer(request, messages.pack_reply(say(honest)))
         yield
         run.end(number)

@@ -388,7 +388,8 @@ def other_name(content: RecordDict) -> RecordDict:
 
 
 def other_request(content: RecordDict) -> RecordDict:
-    return RecordDict({**dict(content.items()), "config": ConfigRecord({"site": "north", "request": SECRET})})
+    config = {**dict(content["config"].items()), "request": SECRET}
+    return RecordDict({**dict(content.items()), "config": ConfigRecord(config)})
 
 
 def larger_array(content: RecordDict) -> RecordDict:
@@ -420,23 +421,26 @@ def test_a_reply_with_anything_beside_the_list_is_kept_back(
     assert kinds(site) == ["asked", "kept back", "sent"]
 
 
-def test_bytes_hidden_in_an_arrays_header_do_not_survive(site: Site) -> None:
-    """The .npy header may carry any padding: the boundary writes every array anew."""
+@pytest.mark.parametrize("behind", [b"", SECRET.encode()])
+def test_bytes_hidden_in_an_array_do_not_survive(site: Site, behind: bytes) -> None:
+    """The .npy header may carry any padding: the boundary writes every array anew. What is longer than it says is kept back."""
 
     def pad(content: RecordDict) -> RecordDict:
         arrays = dict(content["arrays"].items())
         for name, array in arrays.items():
             data = array.data
             header = data[10 : 10 + int.from_bytes(data[8:10], "little")]
-            padded = header.rstrip(b"\n ") + b"                " + b"\n"
-            hidden = data[:8] + len(padded).to_bytes(2, "little") + padded + data[10 + len(header) :] + SECRET.encode()
+            padded = header.rstrip(b"\n ") + b" " * 64 + b"\n"
+            hidden = data[:8] + len(padded).to_bytes(2, "little") + padded + data[10 + len(header) :] + behind
             arrays[name] = Array(dtype=array.dtype, shape=array.shape, stype=array.stype, data=hidden)
         return RecordDict({**dict(content.items()), "arrays": ArrayRecord(arrays)})
 
     line = Line(request(), OURS)
     reply, _ = exchange(site, line, spoiled(site, pad))
-    assert isinstance(reply, messages.TrainReply)  # the values are as they should be
-    assert SECRET.encode() not in b"".join(line.sent.values())
+    assert isinstance(reply, messages.Refusal if behind else messages.TrainReply)
+    sent = b"".join(line.sent.values())
+    assert b" " * 64 not in sent
+    assert SECRET.encode() not in sent
 
 
 def test_an_apps_error_text_stays_here(site: Site) -> None:

@@ -26,7 +26,7 @@ from shared.errors import DataError
 
 # Settings that do not change what a patient's files become
 UNRELATED = {
-    "name", "data", "pacs", "labels", "epsilon_cap", "delta", "records", "separate_cohorts", "share", "weight", "policy",
+    "name", "data", "pacs", "labels", "epsilon_cap", "delta", "records", "separate_cohorts", "share", "policy",
 }  # fmt: skip
 
 
