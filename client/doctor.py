@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from client import budget, dataset
+from client import dataset
 from client.link import approval, isolation, journal, line, node
 from privacy import ledger
 from shared import bundle, checks, keys
