@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.federation import marked
+from simulations.guardian import marked
 
 TINY = """
 name: tiny
