@@ -25,10 +25,18 @@ def test_every_shipped_experiment_is_valid_and_opens_with_its_command() -> None:
     ("tree", "message"),
     [
         ({"name": "a", "roundz": 3}, "unknown key `roundz`"),
-        ({"name": "a", "privacy": {"epsilom": 3}}, "unknown key `privacy.epsilom`; the nearest valid key is `epsilon`"),
+        ({"name": "a", "privacy": {"epsilom": 3}}, "unknown key `privacy.epsilom`; did you mean `epsilon`?"),
         (
             {"name": "a", "sites": [{"name": "b", "data": "x", "formt": "dicom"}], "data": "sites"},
-            "nearest valid key is `format`",
+            "did you mean `format`?",
+        ),
+        (
+            {"name": "a", "training": {"lr_schedule": 3}},
+            "unknown key `training.lr_schedule`; the keys here are trainable, rounds",
+        ),
+        (
+            {"name": "a", "cohort": {"alpha": 3}},
+            "unknown key `cohort.alpha`; the keys here are sites, patients_per_site",
         ),
         ({}, "the key `name` is required"),
         ({"name": "a", "privacy": {"epsilon": -1}}, "`privacy.epsilon` is -1"),

@@ -157,7 +157,7 @@ def test_training_without_privacy_is_reported_and_never_released(tmp_path: Path)
     ("arguments", "code", "message"),
     [
         (["simulate", "nothing.yaml"], 2, "cannot read"),
-        (["simulate", "typo.yaml"], 2, "nearest valid key is `rounds`"),
+        (["simulate", "typo.yaml"], 2, "did you mean `rounds`?"),
         (["simulate", "noisy.yaml"], 1, "times the largest possible signal"),
         (["simulate", "folder.yaml"], 1, "there is no folder"),
     ],
