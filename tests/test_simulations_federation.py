@@ -146,7 +146,7 @@ def test_a_cap_that_is_already_spent_is_refused_and_nothing_is_released(run: Pat
 
 def test_training_without_privacy_is_reported_and_never_released(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
-    done = fedsynth("simulate", tmp_path / "tiny.yaml", "--out", tmp_path / "out", "--epsilon", "0", "--rounds", "1")
+    done = fedsynth("simulate", tmp_path / "tiny.yaml", "--out", tmp_path / "out", "--epsilon", "none", "--rounds", "1")
     assert done.returncode == 3
     assert (tmp_path / "out" / "report.html").exists()
     assert not (tmp_path / "out" / "release").exists()
