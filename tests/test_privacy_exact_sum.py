@@ -13,10 +13,10 @@ JUST_ABOVE_1 = 1 + 2e-6  # C at which a gradient of length 1 is not scaled: its 
 
 
 def total(gradients: Sequence[torch.Tensor], max_grad_norm: float = JUST_ABOVE_1) -> torch.Tensor:
-    """The sum of patients with these gradients, (d,) float64."""
+    """The sum of patients with these gradients, (d,) float64, without rounding."""
     w = torch.nn.Parameter(torch.zeros(len(gradients[0])))
     found = clipped_sum(lambda g: (w * g).sum(), gradients, [w], max_grad_norm=max_grad_norm)
-    return found.gradients[0].double()
+    return found.totals[0].double() * found.unit
 
 
 def rounding_away(patients: int) -> list[torch.Tensor]:
