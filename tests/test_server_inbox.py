@@ -106,7 +106,9 @@ def test_attack_06_a_message_in_anothers_name_or_out_of_turn_is_not_stored(
     assert passed == []
 
 
-@pytest.mark.filterwarnings("ignore:No path_separator found:DeprecationWarning")  # alembic, which lays out Flower's database
+@pytest.mark.filterwarnings(
+    "ignore:No path_separator found:DeprecationWarning"
+)  # alembic, which lays out Flower's database
 @pytest.mark.parametrize("guarded", [False, True])
 def test_attack_06_an_order_in_the_servers_name_reaches_neither_the_server_nor_another_hospital(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guarded: bool
