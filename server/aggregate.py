@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -37,7 +37,7 @@ from torch import Tensor
 
 from shared import weights
 from shared.config import Federation
-from shared.errors import FederationError, MessageError, WeightsError
+from shared.errors import ConfigError, FederationError, MessageError, WeightsError
 from shared.messages import TrainReply
 
 Tensors = dict[str, Tensor]
@@ -70,6 +70,13 @@ class Aggregator(ABC):
 def aggregator(settings: Federation) -> Aggregator:
     """An empty aggregator of the rule that the experiment names."""
     return Mean(settings.weights) if settings.aggregation == "mean" else Robust(settings)
+
+
+def check_weights(settings: Federation, sites: Collection[str]) -> None:
+    """ConfigError when the experiment gives a weight to a name that none of its sites bears: a misspelt one would count 1."""
+    unknown = sorted(set(settings.weights) - set(sites))
+    if unknown:
+        raise ConfigError(f"`federation.weights` names `{unknown[0]}`; the sites are {', '.join(sorted(sites))}")
 
 
 class Mean(Aggregator):

@@ -114,7 +114,7 @@ def accept(folder: Path, site: str, why: str) -> Mark:
             known = ", ".join(sorted(name for name, e in book.sites.items() if e.refused)) or "none"
             raise FederationError(f"no ledger of `{site}` was refused; sites of which one was: {known}")
         new = entry.refused
-        told = {"records": new.records, "hash": new.hash, "before": entry.taken.records}
+        told = {"records": new.records, "end": new.hash, "before": entry.taken.records}
         journals.write(folder, "ledger_accepted", site=site, reason=why, **told)
         _write(folder, book, site, Entry(taken=new))
     return new

@@ -62,7 +62,7 @@ ENTRIES: dict[str, frozenset[str]] = {
     "site_approved": frozenset({"site", "key", "until"}),
     "site_revoked": frozenset({"site", "key"}),
     "ledgers_begun": frozenset(),
-    "ledger_accepted": frozenset({"site", "records", "hash", "before", "reason"}),
+    "ledger_accepted": frozenset({"site", "records", "end", "before", "reason"}),
     "serving": frozenset({"federation", "address"}),
     "run_asked": frozenset({"run", "configuration", "sites", "rounds", "epsilon"}),
     "run_launched": frozenset({"run", "configuration", "bundle", "flower"}),

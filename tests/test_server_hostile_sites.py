@@ -18,6 +18,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.app.message.arraychunk import ArrayChunk
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 from rich.progress import Progress
 
@@ -353,3 +355,127 @@ def test_an_honest_round_is_the_mean_of_all(tmp_path: Path) -> None:
     model, failed, _ = federate(tmp_path, {4: honest("bad", 3.0)})
     assert torch.equal(model, torch.full((7,), 3.0))
     assert failed == {}
+
+
+# Any bytes from any site
+
+NUMBERS = st.one_of(
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(),
+    st.lists(st.integers(-5, 5), max_size=3),
+    st.sampled_from([SPENT, 3, 1e308, -1e308, 5e-324, 0.0, -0.0]),
+)
+TEXTS = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=60),
+    st.sampled_from(["north", "bad", "worse", "../../etc", "\x1b[2J", "\u202e", "[/]", "", "0:", "1:" + "f" * 64]),
+)
+VALUES = st.one_of(TEXTS, st.binary(max_size=40), st.booleans(), NUMBERS, st.lists(st.text(max_size=3), max_size=2))
+DTYPES = st.one_of(
+    st.sampled_from(["float32", "<f4", "float64", "object", "O", "V0", "S1000000000", "float32\x00", "int8", ""]), TEXTS
+)
+DIMENSIONS = st.one_of(st.just(7), st.integers(-(10**20), 10**20))
+KEYS = st.one_of(
+    st.sampled_from([messages.VECTOR, "site", "request", "ledger", "refused", "epsilon", "steps", "weight"]), TEXTS
+)
+DATA = st.one_of(
+    st.sampled_from(sorted(BYTES.values())),
+    st.binary(max_size=300),
+    st.builds(lambda x, n: npy(np.full(7, x, np.float32))[:n], st.floats(width=32), st.integers(0, 160)),
+    st.builds(
+        lambda text: b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text,
+        st.text(max_size=120).map(str.encode),
+    ),
+)
+ARRAYS = st.builds(
+    lambda dtype, shape, stype, data: Array(dtype, tuple(shape), stype, data),
+    DTYPES, st.lists(DIMENSIONS, max_size=3), st.sampled_from(["numpy.ndarray", "pickle", ""]), DATA,
+)  # fmt: skip
+RECORDS = st.one_of(
+    st.dictionaries(KEYS, ARRAYS, max_size=2).map(ArrayRecord),
+    st.dictionaries(KEYS, VALUES, max_size=4).map(ConfigRecord),
+    st.dictionaries(KEYS, NUMBERS, max_size=4).map(MetricRecord),
+)
+
+
+@st.composite
+def anything(draw: st.DrawFn) -> Change:
+    """A change of an honest reply: records put in the place of others, taken away, or changed in one value."""
+    whole = draw(
+        st.dictionaries(st.one_of(st.sampled_from(["arrays", "metrics", "config"]), TEXTS), RECORDS, max_size=3)
+    )
+    gone = draw(st.sets(st.sampled_from(["arrays", "metrics", "config"]), max_size=3))
+    config, metrics = draw(st.dictionaries(KEYS, VALUES, max_size=2)), draw(st.dictionaries(KEYS, NUMBERS, max_size=2))
+    array = draw(st.one_of(st.none(), ARRAYS))
+
+    def change(content: RecordDict) -> None:
+        content["config"] = ConfigRecord({**dict(content["config"].items()), **config})
+        content["metrics"] = MetricRecord({**dict(content["metrics"].items()), **metrics})
+        if array is not None:
+            content["arrays"] = ArrayRecord({messages.VECTOR: array})
+        for name in gone:
+            del content[name]
+        for name, record in whole.items():
+            content.pop(name, None)
+            content[name] = record
+
+    return change
+
+
+@st.composite
+def mangles(draw: st.DrawFn) -> Callable[[str, dict[str, bytes]], str]:
+    """A change of the parts of a message: bytes cut, put in or exchanged, parts lost, another part for the whole."""
+    which, lose, root_too = draw(st.integers(0, 20)), draw(st.booleans()), draw(st.booleans())
+    start, stop, put = draw(st.integers(0, 400)), draw(st.integers(0, 400)), draw(st.binary(max_size=60))
+    repeat = draw(st.sampled_from([0, 1, 50, 10_000]))
+
+    def mangle(root: str, parts: dict[str, bytes]) -> str:
+        names = sorted(parts)
+        name = names[which % len(names)]
+        part = parts[name]
+        if lose:
+            del parts[name]
+        elif repeat:
+            parts[name] = part.replace(b"[0]", b"[" + b",".join([b"0"] * repeat) + b"]")
+        else:
+            parts[name] = part[:start] + put + part[min(start, stop) :]
+        return name if root_too else root
+
+    return mangle
+
+
+@settings(max_examples=60, deadline=20_000, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(
+    first=anything(),
+    second=st.one_of(anything(), st.none()),
+    mangle=st.one_of(st.none(), mangles()),
+    name=st.sampled_from(["bad", "north", "worse"]),
+    rule=st.sampled_from(["mean", "median"]),
+)
+def test_whatever_a_site_sends_the_round_ends_with_the_honest_sites_mean(
+    tmp_path_factory: pytest.TempPathFactory, first: Change, second: Change | None,
+    mangle: Callable[[str, dict[str, bytes]], str] | None, name: str, rule: str,
+) -> None:  # fmt: skip
+    """A site that, by chance, sends what an honest one may send, is one: then the mean is that of four."""
+    bad = {4: hostile(first, name)} | ({5: hostile(second, "worse")} if second else {})
+    grid = type("Mangled", (Wire,), {"mangle": {4: mangle} if mangle else {}})
+    out = tmp_path_factory.mktemp("round")
+    federation = EXPERIMENT.federation.model_copy(update={"aggregation": rule, "assumed_bad_sites": 0})
+    experiment = EXPERIMENT.model_copy(update={"federation": federation})
+    tracemalloc.start()
+    try:
+        model, failed, events = federate(out, bad, grid=grid, experiment=experiment)
+        assert tracemalloc.get_traced_memory()[1] < 64 * 1024 * 1024
+    finally:
+        tracemalloc.stop()
+    updates = {"north": 1.0, "south": 2.0, "east": 6.0}
+    taken = next(e for e in events if e["event"] == "round_finished")["contributed"]
+    assert set(updates) <= set(taken)
+    assert {NAMES[node] for node in bad} == set(failed) | (set(taken) - set(updates))
+    if set(taken) == set(updates):
+        expected = {"mean": 3.0, "median": 2.0}[rule]
+        assert torch.equal(model, torch.full((7,), expected))
+    else:  # nothing but what the ranges permit came in
+        assert torch.isfinite(model).all()
+        assert float(model.abs().max()) <= 1e3
+    for reason in failed.values():
+        assert reason.isascii() and reason.isprintable() and len(reason) <= 400

@@ -43,6 +43,17 @@ def test_every_shipped_experiment_is_valid_and_opens_with_its_command() -> None:
         ({"name": "a", "privacy": {"epsilon": float("nan")}}, "privacy.epsilon"),
         ({"name": "a", "data": "sites"}, "go together"),
         ({"name": "A B"}, "`name`"),
+        ({"name": "a", "federation": {"weights": {"north": 8000}}}, "`federation.weights.north` is 8000"),
+        ({"name": "a", "federation": {"weights": {"north": 0}}}, "`federation.weights.north` is 0"),
+        ({"name": "a", "federation": {"weights": {"../x": 1}}}, "federation.weights"),
+        (
+            {"name": "a", "data": "sites", "sites": [{"name": "b", "data": "x"}], "federation": {"weights": {"c": 2}}},
+            "`federation.weights` names `c`",
+        ),
+        (
+            {"name": "a", "data": "sites", "sites": [{"name": "b", "data": "x", "weight": 2.0}]},
+            "the coordinator writes `federation.weights: {NAME: WEIGHT}`",
+        ),
     ],
 )
 def test_a_wrong_key_or_value_is_one_line_that_names_it(tree: dict[str, object], message: str) -> None:
