@@ -132,7 +132,7 @@ def test_attack_04_what_cannot_be_seen_or_turns_the_text_round_is_shown_and_refu
     site: Site, tmp_path: Path, honest: bytes, mark: str
 ) -> None:
     hidden = built(tmp_path / "x", sources(privacy__sgd=HEAD + f'name = "{mark}draw"\n' + NOISE))
-    assert f'+name = "<U+{ord(mark):04X}>draw"' in shown(tmp_path, hidden)
+    assert f'+ name = "<U+{ord(mark):04X}>draw"' in shown(tmp_path, hidden)
     refused(site, hidden, f"privacy/sgd.py, line 9: .*U\\+{ord(mark):04X}")
 
 
@@ -170,7 +170,7 @@ def test_attack_04_bytes_that_decode_to_the_same_character_are_told_apart(
     os.utime(tmp_path / "node" / "approvals" / f"{before}.bundle")
     spoiled = built(tmp_path / "x", sources(privacy__sgd=HEAD.encode() + b'key = "' + bytes.fromhex(escape) + b'"\n'))
     output = shown(tmp_path, spoiled)
-    assert re.search(r'(?m)^\+key = "<(U\+FFFD|byte .*)>', output)
+    assert re.search(r'(?m)^\+ key = "<(U\+FFFD|byte .*)>', output)
     if escape != "ef bf bd":
         refused(site, spoiled, "privacy/sgd.py, line 9: .*UTF-8")
 
@@ -183,7 +183,7 @@ def test_attack_04_a_changed_file_never_has_an_empty_diff(
     changed = built(tmp_path / "x", sources(privacy__sgd=(HEAD + NOISE).encode()[:-1] + change))
     output = shown(tmp_path, changed)
     assert "~ privacy/sgd.py" in output
-    assert re.search(r"(?m)^[-+](?!\+\+|--)", output)
+    assert re.search(r"(?m)^[-+] ", output)
 
 
 def test_attack_04_an_empty_file_that_comes_or_goes_has_a_diff_as_well(
@@ -191,7 +191,7 @@ def test_attack_04_an_empty_file_that_comes_or_goes_has_a_diff_as_well(
 ) -> None:
     output = shown(tmp_path, built(tmp_path / "x", sources(privacy__empty="")))
     assert "+ privacy/empty.py" in output
-    assert re.search(r"(?m)^\+$", output)
+    assert re.search(r"(?m)^\+ ?$", output)
 
 
 # What the interpreter reads must be what the reviewer read
@@ -238,10 +238,11 @@ def test_attack_04_a_name_that_looks_like_another_is_refused(
 def test_letters_of_the_papers_are_welcome_in_texts_and_comments_and_shown_by_number(
     site: Site, tmp_path: Path, honest: bytes
 ) -> None:
-    text = f'"""Noise of scale \u03c3 \u00b1 1 \u2014 \u201cas stated\u201d."""  # 2 \u00d7 C\n{HEAD}print(f"\u03b5 {{scale:\u2007>4}}")\n'
-    data = built(tmp_path / "x", sources(privacy__sgd=text.replace("\u2007", "\u00b7")))
+    text = '"""Noise of scale \u03c3 \u00b1 1, \u201cas stated\u201d."""  # 2 \u00d7 C\n'
+    text += HEAD + 'print(f"\u03b5 {scale:\u00b7>4}")\n'
+    data = built(tmp_path / "x", sources(privacy__sgd=text))
     output = shown(tmp_path, data, "y\n")
-    assert '+"""Noise of scale <U+03C3> <U+00B1> 1' in output
+    assert '+ """Noise of scale <U+03C3> <U+00B1> 1' in output
     assert "it may run" in output
 
 
@@ -264,13 +265,13 @@ def test_attack_04_white_space_that_changes_the_program_is_called_out(
     before = "if scale:\n    scale = 3\n    noise = 1\n"
     signed_by_force(site, built(tmp_path / "b", sources(privacy__sgd=before)))
     output = shown(tmp_path, built(tmp_path / "x", sources(privacy__sgd=before.replace("    noise = 1", "noise = 1"))))
-    assert re.search(r"~ privacy/sgd\.py .*looks the same.*another program", output)
+    assert re.search(r"(?i)~ privacy/sgd\.py .*looks the same.*another program", output)
 
 
 def test_attack_04_letters_that_look_alike_are_called_out(site: Site, tmp_path: Path, honest: bytes) -> None:
     signed_by_force(site, built(tmp_path / "b", sources(privacy__sgd=HEAD + "l = 10\nnoise = l\n")))
     output = shown(tmp_path, built(tmp_path / "x", sources(privacy__sgd=HEAD + "l = 10\nnoise = 1\n")))
-    assert re.search(r"~ privacy/sgd\.py .*looks the same.*another program", output)
+    assert re.search(r"(?i)~ privacy/sgd\.py .*looks the same.*another program", output)
 
 
 def test_a_change_of_layout_and_comments_alone_is_called_the_same_program(
@@ -425,7 +426,7 @@ def test_attack_10_a_withdrawal_is_on_the_disk_when_it_is_said(
     folder, events, real, unlink = tmp_path / "node" / "approvals", list[str](), os.fsync, Path.unlink
 
     def synced(file: int) -> None:
-        events.append(os.readlink(f"/proc/self/fd/{file}"))
+        events.append(str(Path(f"/proc/self/fd/{file}").readlink()))
         real(file)
 
     def removed(path: Path, missing_ok: bool = False) -> None:
