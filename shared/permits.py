@@ -20,6 +20,9 @@ class Policy(Record):
     signers         fingerprints (64 hexadecimal digits) of the Ed25519 keys that may approve; empty: the node's own key
     app_network     "none": the app's process has no network but the node that started it, by Linux namespaces; the node does
                     not start where that is impossible. "host": it has the machine's network, for a container that has none
+    app_files       "own": the app's process sees its patients, this file and its libraries, by Linux namespaces or Landlock; the
+                    node does not start where neither can be had. "host": it may open what the service may, approvals and keys
+                    too; only with `signers` whose keys are kept elsewhere
     """
 
     rounds: Positive = 100
@@ -30,6 +33,7 @@ class Policy(Record):
     signatures: Positive = 1
     signers: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = ()
     app_network: Literal["none", "host"] = "none"
+    app_files: Literal["own", "host"] = "own"
 
     @model_validator(mode="after")
     def _reachable(self) -> Policy:

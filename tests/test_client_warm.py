@@ -15,10 +15,9 @@ from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor import ExecutionSpec
 
 from client.link import warm
-from simulations.loopback import until
 
 CHILD = """
-import json, os, socket, sys, threading
+import json, os, socket, sys, threading, time
 from pathlib import Path
 import flwr.supernode.runtime.run_clientapp as flower
 from client.link import warm
@@ -38,6 +37,7 @@ def app(token, **spec):
             "cuda": torch.cuda.is_initialized(), "diffusers": "diffusers.models.unets.unet_2d" in sys.modules,
             "noise": noise.SecureRandom().gaussian((4,)).tolist(),
             "product": float((torch.ones(600, 600) @ torch.ones(600, 600)).sum()),
+            "open": sorted(int(name) for name in os.listdir("/proc/self/fd"))[:-1],  # the last is of the listing itself
             "words": Path("/proc/self/cmdline").read_text(), "comm": Path("/proc/self/comm").read_text().strip()}
     new = folder / f"{token}.new"
     new.write_text(json.dumps(said))
@@ -56,7 +56,9 @@ nursery = warm.Nursery(ours)
 for number, token in enumerate(("one", "two"), 1):
     spec = ExecutionSpec("flwr-clientapp", "127.0.0.1:1", token, True, None, False, os.getpid(), False, number)
     print(nursery.launch(spec).status)
-nursery.close()
+while len(list(folder.glob("*.json"))) < 2:
+    time.sleep(0.1)
+nursery.close()  # with the nursery every app ends
 os.wait()
 """
 
@@ -70,7 +72,6 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     program = [sys.executable, "-c", CHILD, str(folder)]
     done = subprocess.run(program, capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.split() == ["accepted"] * 2, done.stderr
-    until(lambda: len(list(folder.glob("*.json"))) == 2, 60.0, "two apps")
     found = sorted(folder.glob("*.json"))
     return [json.loads(path.read_text()) | {"folder": str(folder)} for path in found]
 
@@ -83,6 +84,11 @@ def test_an_app_takes_our_code_from_its_bundle_and_libraries_from_the_nursery(sa
         assert app["diffusers"]
         assert (app["threads"], app["cuda"]) == (1, False)
         assert app["product"] == 600.0**3  # what computes with several threads does not hang
+
+
+def test_an_app_has_nothing_open_but_its_output(said: list[dict[str, Any]]) -> None:
+    """Not the line on which other tasks' tokens travel, nor what the nursery had open."""
+    assert [app["open"] for app in said] == [[0, 1, 2]] * 2
 
 
 def test_two_apps_draw_different_noise(said: list[dict[str, Any]]) -> None:
