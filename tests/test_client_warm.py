@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -61,6 +63,60 @@ while len(list(folder.glob("*.json"))) < 2:
 nursery.close()  # with the nursery every app ends
 os.wait()
 """
+
+# The first app fills the folder of a bundle that is not there yet, and leaves a process behind; the second says what it finds
+LEAVING = """
+import json, os, socket, subprocess, sys, time
+from pathlib import Path
+import flwr.supernode.runtime.run_clientapp as flower
+from client.link import warm
+
+folder = Path(sys.argv[1])
+
+def app(token, **spec):
+    planted = Path(os.environ["FLWR_HOME"]) / "apps" / "another.bundle" / "client" / "app.py"
+    if token == "one":
+        planted.parent.mkdir(parents=True)
+        planted.write_text("planted")
+        program = [sys.executable, "-c", "import time; time.sleep(120)"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        said = {"left": subprocess.Popen(program, start_new_session=True, **quiet).pid}
+    else:
+        left = json.loads((folder / "one.json").read_text())["left"]
+        said = {"planted": planted.exists(), "left": Path(f"/proc/{left}").exists()}
+    new = folder / f"{token}.new"
+    new.write_text(json.dumps(said))
+    new.rename(folder / f"{token}.json")
+    os._exit(0)
+
+flower.run_clientapp = app
+ours, theirs = socket.socketpair()
+if os.fork() == 0:
+    ours.close()
+    warm.nurse(theirs)
+    os._exit(0)
+theirs.close()
+from flwr.supercore.superexec.executor import ExecutionSpec
+nursery = warm.Nursery(ours)
+for number, token in enumerate(("one", "two"), 1):
+    nursery.launch(ExecutionSpec("flwr-clientapp", "127.0.0.1:1", token, True, None, False, os.getpid(), False, number))
+    while not (folder / f"{token}.json").exists():
+        time.sleep(0.1)
+nursery.close()
+"""
+
+
+def test_attack_09_an_app_plants_code_for_a_bundle_to_come_and_leaves_a_process_to_guard_it(tmp_path: Path) -> None:
+    """Flower takes a folder that has a bundle's name for that bundle. Code that is approved no more must not stay in it."""
+    (tmp_path / "flower").mkdir()
+    environment = os.environ | {"FLWR_HOME": str(tmp_path / "flower")}
+    program = [sys.executable, "-c", LEAVING, str(tmp_path)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    left = json.loads((tmp_path / "one.json").read_text())["left"]
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(left, signal.SIGKILL)
+    assert json.loads((tmp_path / "two.json").read_text()) == {"planted": False, "left": False}
 
 
 @pytest.fixture(scope="module")
