@@ -34,6 +34,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
 )  # fmt: skip
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
+PR_SET_CHILD_SUBREAPER, GIVE_UP_S = 36, 10.0
 CAPABILITIES = struct.pack("=Ii", 0x20080522, 0)  # version 3 of the header, for this process
 PROBE = """
 import sys
@@ -123,6 +125,37 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
+def adopt() -> None:
+    """What the processes below this one leave behind when they end becomes a child of this one, and not of the system's first."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_children(patience_s: float = 0.0) -> None:
+    """Wait for all children, then kill what is left, and what that had started, until there is nothing. Needs `adopt`."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+            if time.monotonic() > deadline + GIVE_UP_S:
+                raise RuntimeError("a process that an app has left does not end")
+            for child in _children() if time.monotonic() > deadline else []:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            time.sleep(0.005)
+            continue
+        return
+
+
+def _children() -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(entry.read_text(errors="replace").rpartition(")")[2].split()[1]) == os.getpid():
+                found.append(int(entry.parent.name))
+    return found
+
+
 def alone() -> bool:
     """Whether no interface but the loopback is up; raising one would need a right that containers drop."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -138,6 +171,7 @@ def main(arguments: list[str]) -> int:
     """The carrier; its exit code is the program's."""
     enclosure, program = Enclosure(**json.loads(arguments[0])), arguments[1:]
     end_with_parent()
+    adopt()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if enclosure.door is not None or enclosure.files == "namespaces":
         enter(network=enclosure.door is not None)
@@ -155,6 +189,7 @@ def main(arguments: list[str]) -> int:
     for thread in printing:
         thread.start()
     code = _follow(inner)
+    end_children()  # without a PID namespace an app can leave something behind
     for thread in printing:
         thread.join(1.0)
     return code

@@ -12,14 +12,12 @@ Left out: graphics cards shared between nodes.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
 import os
 import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -38,6 +36,7 @@ from flwr.supernode.nodestate import NodeStateFactory
 
 from client.link import isolation, journal, line, node, starter
 from client.link.boundary import Boundary
+from client.link.supervise import end
 from shared import keys, logs, ports
 from shared.config import Site, read
 from shared.errors import DataError, FederationError, FedsynthError
@@ -111,22 +110,17 @@ def _connect(
         time.sleep(0.05)
     if not api.started:
         raise FederationError("the node could not open the door for its app")
-    apps = None
+
+    def stop() -> None:
+        api.should_exit = True
+
+    add_exit_handler(stop)
     if not apart:
         scratch = place / "app"
         scratch.mkdir()
         socket = str(place / starter.SOCKET) if isolated else None
         enclosure = isolation.Enclosure(files, str(scratch), starter.seen(site_file, work), socket, port)
-        apps = starter.start(enclosure, secret)
-
-    def stop() -> None:
-        api.should_exit = True
-        if apps is not None:
-            apps.terminate()
-
-    add_exit_handler(stop)
-    if apps is not None:
-        threading.Thread(target=_outlive, args=(apps, api, enclosure.seen), daemon=True).start()
+        threading.Thread(target=_apps, args=(enclosure, secret, api), daemon=True).start()
     network = "apart" if apart else site.policy.app_network
     journal.write(work, "started", site=site.name, server=kit.address, app_network=network, app_files=files)
     LOG.info("%s is connecting to %s", site.name, kit.address)
@@ -145,20 +139,16 @@ def _connect(
     raise FederationError("the connection ended; the lines above say why")
 
 
-def _outlive(apps: subprocess.Popen[bytes], api: uvicorn.Server, seen: tuple[str, ...]) -> None:
-    """A node that cannot start its app takes work and never answers: it ends, and supervise.py starts it anew. So it does, between
-    two rounds, when what the app sees was replaced, because the app would go on seeing what was there before."""
-    began = starter.identity(seen)
-    while apps.poll() is None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            apps.wait(starter.POLL_S)
-        if starter.identity(seen) not in (began, None) and not starter.working(apps.pid):
-            LOG.info("the cohort or the site file was replaced; the node starts anew")
-            break
-    else:
-        if not api.should_exit:
-            LOG.error("the process that starts apps ended; so does the node")
+def _apps(enclosure: isolation.Enclosure, secret: bytes, api: uvicorn.Server) -> None:
+    """Keep what starts apps running. A node that cannot start its app takes work and never answers: it ends, and supervise.py
+    starts it anew."""
+    again = True
+    while again:
+        process = starter.start(enclosure, secret)
+        again = starter.watch(process, enclosure, lambda: api.should_exit)
+        end(process)
     if not api.should_exit:
+        LOG.error("the process that starts apps ended; so does the node")
         os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from client.link import isolation, view, warm
@@ -37,18 +37,31 @@ NEITHER = (
 )
 
 
-def start(enclosure: isolation.Enclosure, secret: bytes, *, apart: bool = False) -> subprocess.Popen[bytes]:
-    """The process that starts apps. `secret`: what it fetches tasks with; `apart`: leads a group of processes of its own."""
+def start(enclosure: isolation.Enclosure, secret: bytes) -> subprocess.Popen[bytes]:
+    """The process that starts apps, and leads a group of processes of its own. `secret`: what it fetches tasks with."""
     program = [sys.executable, "-P", "-m", "client.link.warm", f"127.0.0.1:{enclosure.port}"]
     words = isolation.command(enclosure, program)
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, env=view.environment(), start_new_session=apart)  # noqa: S603
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, env=view.environment(), start_new_session=True)  # noqa: S603
     assert process.stdin is not None
-    with (
-        contextlib.suppress(BrokenPipeError),
-        process.stdin as pipe,
-    ):  # it has ended already: whoever waits for it sees that
+    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # ended already: whoever waits for it sees that
         pipe.write(secret)
     return process
+
+
+def watch(process: subprocess.Popen[bytes], enclosure: isolation.Enclosure, over: Callable[[], bool]) -> bool:
+    """Wait until it has ended or is `over`: False; or until it must start anew, between two rounds: True.
+
+    What an app sees is the cohort that was there at the start; where another took its place, only a new start shows it.
+    """
+    began = identity(enclosure.seen)
+    while not over():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(POLL_S)
+            return False
+        if identity(enclosure.seen) not in (began, None) and not working(process.pid):
+            LOG.info("the cohort or the site file was replaced; the app's processes start anew")
+            return True
+    return False
 
 
 def seen(site_file: Path, work: Path) -> tuple[str, ...]:
@@ -146,13 +159,9 @@ def _keeps(site: Site, work: Path) -> str:
 
 def _once(enclosure: isolation.Enclosure, door: Path, secret: bytes, stop: threading.Event) -> None:
     LOG.info("the app works for the node at %s", door)
-    began = identity(enclosure.seen)
-    process = start(enclosure, secret, apart=True)
+    process = start(enclosure, secret)
     try:
-        while process.poll() is None and _secret(door) == secret and not stop.wait(POLL_S):
-            if identity(enclosure.seen) not in (began, None) and not working(process.pid):
-                LOG.info("the cohort or the site file was replaced; the app starts anew")
-                break
+        watch(process, enclosure, lambda: stop.is_set() or _secret(door) != secret)
     finally:
         end(process)
 

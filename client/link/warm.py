@@ -11,7 +11,8 @@ What is forked shares no memory that either could change. Random numbers that pr
 when they are drawn (privacy/noise.py), never before a fork. The token of a task travels in a pipe, not on a command line.
 
 All three are shut in (isolation.py). The secret that a task is fetched with arrives on standard input, which the nursery and the
-apps do not have; they have nothing open but their output.
+apps do not have; they have nothing open but their output. An app finds nothing of the one before it, neither a process nor a file:
+Flower takes a folder of a bundle's name for that bundle, whoever filled it.
 
 `python -m client.link.warm NODE` ends when the nursery does; then the node starts anew (serve.py).
 
@@ -26,11 +27,14 @@ import importlib
 import inspect
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import warnings
+from pathlib import Path
 from typing import Any
 
 from flwr.supercore.constant import TaskType
@@ -38,11 +42,12 @@ from flwr.supercore.superexec import run_superexec as flower
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
 from flwr.supercore.utils import disable_process_dumping
 
-from client.link import isolation
+from client.link import isolation, view
 
 APP = "flwr-clientapp"  # the name of an app's process, as where Flower starts it
 OURS = {"client", "server", "shared", "privacy"}
 PR_SET_NAME = 15
+PATIENCE_S = 5.0  # for an app to end once it has answered
 
 
 class Nursery:
@@ -107,9 +112,17 @@ def nurse(line: socket.socket) -> None:
     assert threading.active_count() == 1, "only a process with one thread may fork"
     warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # BLAS's own, which it ends before a fork
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for an app
+    isolation.adopt()
+    place: Path | None = None
     with line.makefile("rb") as asks:
         for ask in asks:
+            isolation.end_children(PATIENCE_S)
+            if place is not None:
+                shutil.rmtree(place, ignore_errors=True)
+            place = Path(tempfile.mkdtemp(prefix="app-"))
             if os.fork() == 0:
+                os.environ |= view.places(place)
+                tempfile.tempdir = None  # as if nobody had asked yet where it is
                 isolation.end_with_parent()
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the line too, on which other tasks' tokens travel
