@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from client import dataset
-from client.link import approval, isolation, journal, line, node
+from client.link import approval, isolation, journal, line, node, starter
 from privacy import ledger
 from shared import bundle, checks, keys
 from shared.checks import Finding
@@ -28,10 +28,11 @@ def examine(site: Site, work: Path, door: Path | None = None) -> Iterator[Findin
         ("kit", lambda: node.warnings(node.load_kit(work))),
         ("code", lambda: _code(site, work)),
         ("app's network", lambda: _network(site)),
+        ("app's files", lambda: _files(site, work)),
         ("journal", lambda: _journal(work)),
     ]
     if door is not None:
-        looks = [(what, look) for what, look in looks if what not in ("cohort", "app's network")]
+        looks = [(what, look) for what, look in looks if what not in ("cohort", "app's network", "app's files")]
         looks.append(("app's door", lambda: _door(door)))
     for what, look in looks:
         try:
@@ -101,6 +102,18 @@ def _network(site: Site) -> list[str]:
             "user namespaces are off, so the network cannot be taken away from the app; allow them, or see `policy.app_network`"
         )
     return []
+
+
+def _files(site: Site, work: Path) -> list[str]:
+    match starter.keeps(site, work):
+        case "host":
+            return ["the app may read all that the service may (`policy.app_files: host`): keys, approvals and scans"]
+        case "landlock":
+            return [
+                "Landlock alone keeps the app from files: it cannot hide names that are guessed; allow user namespaces"
+            ]
+        case _:
+            return []
 
 
 def _door(door: Path) -> list[str]:

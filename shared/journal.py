@@ -48,7 +48,7 @@ ENTRIES: dict[str, frozenset[str]] = {
     "joined": frozenset({"federation", "server", "authority"}),
     "approved": frozenset({"bundle", "key"}),
     "withdrawn": frozenset({"bundle", "count"}),
-    "started": frozenset({"site", "server", "app_network"}),
+    "started": frozenset({"site", "server", "app_network", "app_files"}),
     "asked": frozenset(
         {"run", "experiment", "round", "epsilon", "about", "bundle", "configuration", "ledger_records", "ledger_hash"}
     ),

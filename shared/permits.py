@@ -29,6 +29,9 @@ class Policy(Record):
                     not tell how long it took; none: at once. Choose more than a round takes
     app_network     "none": the app's process has no network but the node that started it, by Linux namespaces; the node does
                     not start where that is impossible. "host": it has the machine's network, for a container that has none
+    app_files       "own": the app's process sees its patients, this file and its libraries, by Linux namespaces or Landlock; the
+                    node does not start where neither can be had. "host": it may open what the service may, approvals and keys
+                    too; only with `signers` whose keys are kept elsewhere
     """
 
     rounds: Positive = 100
@@ -47,6 +50,7 @@ class Policy(Record):
     signatures: Positive = 1
     signers: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = ()
     app_network: Literal["none", "host"] = "none"
+    app_files: Literal["own", "host"] = "own"
 
     @model_validator(mode="after")
     def _reachable(self) -> Policy:

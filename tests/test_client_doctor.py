@@ -29,6 +29,7 @@ def findings(site: Site, work: Path) -> dict[str, str]:
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     """A site with everything in place, but for a server."""
     monkeypatch.setattr(isolation, "available", lambda: True)
+    monkeypatch.setattr(isolation, "files", lambda: "namespaces")
     monkeypatch.setattr(line, "look", lambda *_: ([], "TLSv1.3"))
     monkeypatch.setattr(checks, "kept", lambda: True)
     monkeypatch.setattr(checks, "gpu", lambda: checks.Finding("GPU", "good", "a card"))
@@ -51,9 +52,10 @@ def test_a_site_in_order_is_good_all_over(site: Site) -> None:
 
 def test_a_new_site_is_told_what_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolation, "available", lambda: False)
+    monkeypatch.setattr(isolation, "files", lambda: "")
     site = Site(name="north", data=tmp_path, face_removal="none")
     bad = {f.what: f.text for f in doctor.examine(site, tmp_path) if f.state == "bad"}
-    assert set(bad) == {"cohort", "key", "kit", "code", "app's network", "line"}
+    assert set(bad) == {"cohort", "key", "kit", "code", "app's network", "app's files", "line"}
     for what, remedy in {
         "cohort": "client ingest",
         "key": "client request",

@@ -1,13 +1,22 @@
-"""Run the app's processes without a network: a Linux network namespace of their own, with one door to the node.
+"""Run the app's processes shut in: no network but one door to their node, and no files but those on a list.
 
-Inside there is a loopback interface and nothing else. What connects to its one port is carried to a Unix socket of the node,
-which lies in a folder of mode 0700; so the app can reach the node that started it, and no other address, name server or
-abstract socket. Works without root where the kernel lets users make namespaces.
+    node       Flower's SuperNode, outside
+    carrier    this module: carries what the app says to the node's socket, and what it prints to the node's log
+    first      of a PID namespace, where there is one: collects what ends, and all inside ends with it
+    program    SuperExec, the nursery and the apps (warm.py)
 
-Not taken away: the file system. The app may read what the service may read, and could use a Unix socket in a file that the
-service may open (a container engine's, for one): do not run the node under a user who may.
+**Network** (`Enclosure.door`): a network namespace, with a loopback interface and nothing else. What connects to its one port is
+carried to a Unix socket of the node in a folder of mode 0700. No other address, name server or abstract socket can be reached.
 
-`python -m client.link.isolation SOCKET PORT PROGRAM...` is the inner side; it ends with PROGRAM, and PROGRAM with it.
+**Files** (`Enclosure.files`): "namespaces", a root of its own (mounts.py), processes and shared memory of its own; "landlock", the
+same list kept by the kernel (landlock.py); "host", what the user of the service may open. Which one is chosen outside (`files`),
+and where it cannot be had nothing starts: it never falls back by itself.
+
+In each case: a session of its own, so that a signal to its group strikes nobody outside; no right to gain rights and none held;
+nothing open but pipes; no core dumps; the variables of view.py alone.
+
+Works without root where the kernel lets users make namespaces, or has Landlock. Left out: sockets of virtual machines (AF_VSOCK),
+which namespaces do not hold.
 """
 
 from __future__ import annotations
@@ -15,55 +24,136 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import json
 import os
+import resource
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+from client.link import landlock, mounts, view
+
+CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
+    0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
+)  # fmt: skip
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
+PR_SET_CHILD_SUBREAPER, GIVE_UP_S = 36, 10.0
+CAPABILITIES = struct.pack("=Ii", 0x20080522, 0)  # version 3 of the header, for this process
+PROBE = """
+import sys
+import client.link.isolation
+try:
+    open(sys.argv[1])
+except OSError:
+    sys.exit(0)
+sys.exit("the app would see everything")
+"""
+
+
+@dataclass(frozen=True)
+class Enclosure:
+    """How an app's processes are shut in.
+
+    files     "namespaces", "landlock" or "host"
+    scratch   an empty folder, which with Landlock is the one that they may write into
+    seen      what they may read of the hospital
+    door      the node's socket, found inside at 127.0.0.1:`port`; none: they have the machine's network
+    """
+
+    files: str
+    scratch: str
+    seen: tuple[str, ...] = ()
+    door: str | None = None
+    port: int = 0
 
 
 def available() -> bool:
     """Whether this machine lets the service make a network namespace."""
-    program = [sys.executable, "-P", "-c", f"from {__name__} import enter; enter()"]
-    return subprocess.run(program, capture_output=True, check=False, timeout=60).returncode == 0  # noqa: S603
+    program = [sys.executable, "-P", "-c", f"from {__name__} import enter; enter(network=True)"]
+    done = subprocess.run(program, capture_output=True, check=False, timeout=60, env=view.environment())  # noqa: S603
+    return done.returncode == 0
 
 
-def command(address: Path, port: int, program: list[str]) -> list[str]:
-    """The command that runs `program` inside, with the Unix socket `address` at 127.0.0.1:`port`."""
-    return [sys.executable, "-P", "-m", "client.link.isolation", str(address), str(port), *program]
+def files() -> str:
+    """What keeps an app from files on this machine: "namespaces", "landlock", or "" for nothing. Found out by trying."""
+    for how in ("namespaces", "landlock"):
+        with tempfile.TemporaryDirectory() as place, tempfile.NamedTemporaryFile() as other:
+            words = command(Enclosure(how, place), [sys.executable, "-P", "-c", PROBE, other.name])
+            done = subprocess.run(words, capture_output=True, check=False, timeout=60, env=view.environment())  # noqa: S603
+        if done.returncode == 0:
+            return how
+    return ""
 
 
-def enter() -> None:
-    """Move this process, which must have one thread, into a network namespace with a loopback interface and nothing else.
+def command(enclosure: Enclosure, program: Sequence[str]) -> list[str]:
+    """The command that runs `program` inside."""
+    return [sys.executable, "-P", "-m", "client.link.isolation", json.dumps(asdict(enclosure)), *program]
 
-    A container may forbid that. Where it has no network itself, the process stays; else OSError.
+
+def enter(*, network: bool) -> None:
+    """Move this process, which must have one thread, into a user namespace, in which it has every right and outside none; with
+    `network`, into a network namespace too, with a loopback interface and nothing else.
+
+    A container may forbid that. Where it has no network itself, the process stays as it is; else OSError.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     user, group = os.geteuid(), os.getegid()
-    if libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0:
-        if not alone():
+    if libc.unshare(CLONE_NEWUSER | (CLONE_NEWNET if network else 0)) != 0:
+        if not network or not alone():
             raise OSError(ctypes.get_errno(), "no namespace")
-        libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         return
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
     Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        flags = _flags(probe, "lo")
-        fcntl.ioctl(probe, SIOCSIFFLAGS, struct.pack("16sH14s", b"lo", flags | IFF_UP, b""))
-    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if network:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            flags = _flags(probe, "lo")
+            fcntl.ioctl(probe, SIOCSIFFLAGS, struct.pack("16sH14s", b"lo", flags | IFF_UP, b""))
 
 
 def end_with_parent() -> None:
     """The system kills this process when the one that started it ends, however that ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def adopt() -> None:
+    """What the processes below this one leave behind when they end becomes a child of this one, and not of the system's first."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_children(patience_s: float = 0.0) -> None:
+    """Wait for all children, then kill what is left, and what that had started, until there is nothing. Needs `adopt`."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+            if time.monotonic() > deadline + GIVE_UP_S:
+                raise RuntimeError("a process that an app has left does not end")
+            for child in _children() if time.monotonic() > deadline else []:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            time.sleep(0.005)
+            continue
+        return
+
+
+def _children() -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(entry.read_text(errors="replace").rpartition(")")[2].split()[1]) == os.getpid():
+                found.append(int(entry.parent.name))
+    return found
 
 
 def alone() -> bool:
@@ -78,16 +168,92 @@ def _flags(probe: socket.socket, name: str) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """The inner side."""
-    address, port, program = arguments[0], int(arguments[1]), arguments[2:]
+    """The carrier; its exit code is the program's."""
+    enclosure, program = Enclosure(**json.loads(arguments[0])), arguments[1:]
     end_with_parent()
-    enter()
-    listener = socket.create_server(("127.0.0.1", port))
-    threading.Thread(target=_carry, args=(listener, address), daemon=True).start()
-    child = subprocess.Popen(program)  # noqa: S603 - the node's own command
+    adopt()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if enclosure.door is not None or enclosure.files == "namespaces":
+        enter(network=enclosure.door is not None)
+    listener = socket.create_server(("127.0.0.1", enclosure.port)) if enclosure.door is not None else None
+    pipes = [(os.pipe(), sink) for sink in (1, 2)]
+    inner = os.fork()
+    if inner == 0:
+        _inside(enclosure, program, [writing for (_, writing), _ in pipes])
+    printing = []
+    for (reading, writing), sink in pipes:
+        os.close(writing)
+        printing.append(threading.Thread(target=_print, args=(reading, sink), daemon=True))
+    if listener is not None:
+        threading.Thread(target=_carry, args=(listener, enclosure.door), daemon=True).start()
+    for thread in printing:
+        thread.start()
+    code = _follow(inner)
+    end_children()  # without a PID namespace an app can leave something behind
+    for thread in printing:
+        thread.join(1.0)
+    return code
+
+
+def _follow(child: int) -> int:
+    """Hand signals on to a process and wait for its end; its exit code. What else ends meanwhile had lost its parent."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: child.terminate())
-    return child.wait()
+        signal.signal(number, lambda *_: os.kill(child, signal.SIGTERM))
+    while (ended := os.wait())[0] != child:
+        pass
+    code = os.waitstatus_to_exitcode(ended[1])
+    return code if code >= 0 else 128 - code
+
+
+def _inside(enclosure: Enclosure, program: list[str], printed: list[int]) -> None:
+    """Shut this process in, start the program and end with it."""
+    code = 1
+    try:
+        end_with_parent()
+        os.setsid()
+        for number, pipe in enumerate(printed, 1):
+            os.dup2(pipe, number)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        if enclosure.files == "namespaces":  # after a fork: a process that has made a PID namespace can start no thread
+            if ctypes.CDLL(None).unshare(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC) != 0:
+                raise OSError("no namespaces of mounts and processes")
+            if (first := os.fork()) != 0:
+                os._exit(_follow(first))
+            end_with_parent()
+        _shut(enclosure)
+        if (child := os.fork()) == 0:
+            end_with_parent()
+            os.execve(program[0], program, os.environ | view.places(Path(enclosure.scratch)))  # noqa: S606 - the node's own
+        code = _follow(child)
+    except OSError as error:
+        print(f"the app cannot be shut in ({enclosure.files}): {error}", file=sys.stderr, flush=True)  # noqa: T201 - no log here
+    finally:
+        os._exit(code)
+
+
+def _shut(enclosure: Enclosure) -> None:
+    """Take away what this process may open, then every right to undo it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    scratch = Path(enclosure.scratch)
+    seen = [Path(place) for place in enclosure.seen]
+    if enclosure.files == "namespaces":
+        mounts.enter(view.shown(seen), view.devices(), scratch)
+    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    if enclosure.files == "landlock":
+        landlock.restrict([*view.shown(seen), Path("/proc")], [scratch], view.devices())
+        os.chdir(scratch)
+    for number in range(64):  # those that the kernel does not know are refused, which is all the same
+        libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0)
+    if libc.capset(CAPABILITIES, bytes(24)) != 0:
+        raise OSError(ctypes.get_errno(), "rights cannot be dropped")
+
+
+def _print(reading: int, sink: int) -> None:
+    """What the app says, to the node's own output; the app holds a pipe, and cannot open the log."""
+    while data := os.read(reading, 65536):
+        with contextlib.suppress(OSError):
+            os.write(sink, data)
 
 
 def _carry(listener: socket.socket, address: str) -> None:

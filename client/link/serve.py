@@ -1,7 +1,7 @@
 """Serve as a hospital's node: Flower's SuperNode inside the hospital's boundary. It only ever connects outwards.
 
 The line is probed first, so that what is wrong is said in one sentence. Then Flower's own loop runs, with every message through
-boundary.py. The app's processes start from here, by default without a network, or in a
+boundary.py. The app's processes start from here, by default shut in (isolation.py), or in a
 container of their own (starter.py). supervise.py keeps it alive.
 
 An HTTP proxy is taken from the environment (HTTPS_PROXY, NO_PROXY). Only the kit's authority is trusted, so a proxy that opens
@@ -18,7 +18,6 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -37,6 +36,7 @@ from flwr.supernode.nodestate import NodeStateFactory
 
 from client.link import isolation, journal, line, node, starter
 from client.link.boundary import Boundary
+from client.link.supervise import end
 from shared import keys, logs, ports
 from shared.config import Site, read
 from shared.errors import DataError, FederationError, FedsynthError
@@ -62,12 +62,13 @@ def run(site_file: Path, work: Path, door: Path | None = None) -> None:
             "this machine does not let the service take the network away from the app (user namespaces are off); allow "
             "them, or run the app in a container of its own, without a network (`fedsynth client app`)"
         )
+    files = "apart" if door is not None else starter.keeps(site, work)
     for warning in line.probe(kit, key):
         LOG.warning("%s", warning)
     place = Path(tempfile.mkdtemp(prefix="fedsynth-"))  # mode 0700, a short name for the socket, new at every start
     os.environ["FLWR_HOME"] = str(place / "flower")
     try:
-        _connect(site, site_file, kit, key, work, door or place, isolated=isolated, apart=door is not None)
+        _connect(site, site_file, kit, key, work, place, door, isolated=isolated, files=files)
     finally:
         shutil.rmtree(place, ignore_errors=True)
         if door is not None:
@@ -82,14 +83,17 @@ def _connect(
     key: ec.EllipticCurvePrivateKey,
     work: Path,
     place: Path,
+    door: Path | None,
     *,
     isolated: bool,
-    apart: bool,
+    files: str,
 ) -> None:
-    """Open the door for the app, start what starts it unless that is `apart`, and Flower's loop."""
-    secret = secrets.token_bytes(32)
-    (place / starter.SECRET).unlink(missing_ok=True)
-    keys.write_secret(place / starter.SECRET, secret)
+    """Open the door for the app, start what starts it unless that is done elsewhere, and Flower's loop."""
+    secret, apart = secrets.token_bytes(32), door is not None
+    meeting = place if door is None else door
+    if apart:
+        (meeting / starter.SECRET).unlink(missing_ok=True)
+        keys.write_secret(meeting / starter.SECRET, secret)
     states = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
     boundary = Boundary(site, work, states.objectstore_factory.store())
     _check_seam()
@@ -97,27 +101,28 @@ def _connect(
     flower.http_request_response = boundary.around(flower.http_request_response)
     port = ports.free()
     local = isolated or apart
-    where: dict[str, Any] = {"uds": str(place / starter.SOCKET)} if local else {"host": "127.0.0.1", "port": port}
+    where: dict[str, Any] = {"uds": str(meeting / starter.SOCKET)} if local else {"host": "127.0.0.1", "port": port}
     app = create_app(state_factory=states, superexec_auth_secret=secret)
-    door = uvicorn.Server(uvicorn.Config(app, access_log=False, log_config=None, **where))
-    thread = threading.Thread(target=door.run, daemon=True)
+    api = uvicorn.Server(uvicorn.Config(app, access_log=False, log_config=None, **where))
+    thread = threading.Thread(target=api.run, daemon=True)
     thread.start()
-    while thread.is_alive() and not door.started:
+    while thread.is_alive() and not api.started:
         time.sleep(0.05)
-    if not door.started:
+    if not api.started:
         raise FederationError("the node could not open the door for its app")
-    apps = None if apart else starter.start(place, port, isolated=isolated)
 
     def stop() -> None:
-        door.should_exit = True
-        if apps is not None:
-            apps.terminate()
+        api.should_exit = True
 
     add_exit_handler(stop)
-    if apps is not None:
-        threading.Thread(target=_outlive, args=(apps, door), daemon=True).start()
+    if not apart:
+        scratch = place / "app"
+        scratch.mkdir()
+        socket = str(place / starter.SOCKET) if isolated else None
+        enclosure = isolation.Enclosure(files, str(scratch), starter.seen(site_file, work), socket, port)
+        threading.Thread(target=_apps, args=(enclosure, secret, api), daemon=True).start()
     network = "apart" if apart else site.policy.app_network
-    journal.write(work, "started", site=site.name, server=kit.address, app_network=network)
+    journal.write(work, "started", site=site.name, server=kit.address, app_network=network, app_files=files)
     LOG.info("%s is connecting to %s", site.name, kit.address)
     flower.start_client_internal(
         state_factory=states,
@@ -134,10 +139,15 @@ def _connect(
     raise FederationError("the connection ended; the lines above say why")
 
 
-def _outlive(apps: subprocess.Popen[bytes], door: uvicorn.Server) -> None:
-    """A node that cannot start its app takes work and never answers: it ends, and supervise.py starts it anew."""
-    apps.wait()
-    if not door.should_exit:
+def _apps(enclosure: isolation.Enclosure, secret: bytes, api: uvicorn.Server) -> None:
+    """Keep what starts apps running. A node that cannot start its app takes work and never answers: it ends, and supervise.py
+    starts it anew."""
+    again = True
+    while again:
+        process = starter.start(enclosure, secret)
+        again = starter.watch(process, enclosure, lambda: api.should_exit)
+        end(process)
+    if not api.should_exit:
         LOG.error("the process that starts apps ended; so does the node")
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -10,7 +10,11 @@ train. Here they are loaded once:
 What is forked shares no memory that either could change. Random numbers that protect patients are keyed by the operating system
 when they are drawn (privacy/noise.py), never before a fork. The token of a task travels in a pipe, not on a command line.
 
-`python -m client.link.warm NODE SECRET-FILE PARENT-PID` ends when the nursery does; then the node starts anew (serve.py).
+All three are shut in (isolation.py). The secret that a task is fetched with arrives on standard input, which the nursery and the
+apps do not have; they have nothing open but their output. An app finds nothing of the one before it, neither a process nor a file:
+Flower takes a folder of a bundle's name for that bundle, whoever filled it.
+
+`python -m client.link.warm NODE` ends when the nursery does; then the node starts anew (serve.py).
 
 Left out: telling the node at once that an app was killed; Flower notices within a minute, by its heartbeats.
 """
@@ -23,9 +27,11 @@ import importlib
 import inspect
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import warnings
 from pathlib import Path
@@ -36,11 +42,12 @@ from flwr.supercore.superexec import run_superexec as flower
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
 from flwr.supercore.utils import disable_process_dumping
 
-from client.link import isolation
+from client.link import isolation, view
 
 APP = "flwr-clientapp"  # the name of an app's process, as where Flower starts it
 OURS = {"client", "server", "shared", "privacy"}
 PR_SET_NAME = 15
+PATIENCE_S = 5.0  # for an app to end once it has answered
 
 
 class Nursery:
@@ -68,22 +75,23 @@ class Nursery:
 
 def main(arguments: list[str]) -> int:
     """SuperExec's side; the nursery is forked before any thread is started."""
-    address, secret, parent = arguments[0], Path(arguments[1]), int(arguments[2])
+    address = arguments[0]
     if "get_executor(" not in inspect.getsource(flower.run_superexec):
         raise RuntimeError("this version of Flower starts apps in another way; install the version in constraints.txt")
+    isolation.end_with_parent()
     disable_process_dumping(strict=False)
     ours, theirs = socket.socketpair()
     nursery = os.fork()
     if nursery == 0:
         ours.close()
+        with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - a file descriptor is wanted, not its text
+            os.dup2(nothing.fileno(), 0)  # before anything else: our side alone reads the secret
         nurse(theirs)
         os._exit(0)
     theirs.close()
     threading.Thread(target=_outlive, args=(nursery,), daemon=True).start()
     flower.get_executor = lambda *_, **__: Nursery(ours)
-    flower.run_superexec(
-        runtime_api_address=address, insecure=True, superexec_auth_secret=secret.read_bytes(), parent_pid=parent
-    )
+    flower.run_superexec(runtime_api_address=address, insecure=True, superexec_auth_secret=sys.stdin.buffer.read())
     return 0
 
 
@@ -104,11 +112,20 @@ def nurse(line: socket.socket) -> None:
     assert threading.active_count() == 1, "only a process with one thread may fork"
     warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # BLAS's own, which it ends before a fork
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for an app
+    isolation.adopt()
+    place: Path | None = None
     with line.makefile("rb") as asks:
         for ask in asks:
+            isolation.end_children(PATIENCE_S)
+            if place is not None:
+                shutil.rmtree(place, ignore_errors=True)
+            place = Path(tempfile.mkdtemp(prefix="app-"))
             if os.fork() == 0:
+                os.environ |= view.places(place)
+                tempfile.tempdir = None  # as if nobody had asked yet where it is
+                isolation.end_with_parent()
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                line.close()
+                os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the line too, on which other tasks' tokens travel
                 ctypes.CDLL(None).prctl(PR_SET_NAME, APP.encode(), 0, 0, 0)
                 sys.argv = [APP]
                 spec = json.loads(ask)

@@ -1,0 +1,194 @@
+"""What the app's process sees of its hospital: patients, site file, libraries. Code that may do anything tries the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from client.link import isolation, landlock, starter, view
+
+# What hostile code tries, as the app's process; it prints what came of each. The words of a refusal do not matter
+ATTACK = """
+import ctypes, json, os, signal, sys
+from pathlib import Path
+work, records, data, home, node, secret = sys.argv[1:7]
+work, records, data, home, node = Path(work), Path(records), Path(data), Path(home), int(node)
+said = {}
+def attempt(name, action):
+    try:
+        said[name] = bool(action())
+    except OSError:
+        said[name] = False
+def write(path):
+    path.write_text("attack")
+    return True
+def memory():
+    for line in Path(f"/proc/{node}/maps").read_text().splitlines():
+        start, end = (int(n, 16) for n in line.split()[0].split("-"))
+        if "rw" in line:
+            with open(f"/proc/{node}/mem", "rb") as file:
+                file.seek(start)
+                if secret.encode() in file.read(end - start):
+                    return True
+def trace():
+    return ctypes.CDLL(None).ptrace(16, node, 0, 0) == 0  # PTRACE_ATTACH
+attempt("approves code", lambda: write(work / "node" / "approvals" / "0.json"))
+attempt("reads the node's key", lambda: (work / "node" / "node.key").read_bytes())
+attempt("writes the journal", lambda: write(work / "node" / "journal.jsonl"))
+attempt("reads the ledger", lambda: (records / "ledger.jsonl").read_bytes())
+attempt("writes the ledger", lambda: write(records / "ledger.jsonl"))
+attempt("reads the key of the pseudonyms", lambda: (records / "pseudonym.key").read_bytes())
+attempt("reads the lists of patients", lambda: list((records / "ledger.members").iterdir()))
+attempt("reads a scan", lambda: (data / "scan.dcm").read_bytes())
+attempt("lists the scans", lambda: list(data.iterdir()))
+attempt("reads the manifest", lambda: (work / "manifest.jsonl").read_bytes())
+attempt("reads what lies at home", lambda: (home / "private.txt").read_bytes())
+attempt("writes at home", lambda: write(home / "planted.txt"))
+attempt("changes a patient", lambda: write(work / "cohort" / "p.npz"))
+attempt("adds a patient", lambda: write(work / "cohort" / "q.npz"))
+attempt("changes the site file", lambda: write(work / "site.yaml"))
+attempt("changes its own code", lambda: open(sys.argv[7], "r+b"))
+attempt("changes a mode", lambda: os.chmod(work / "site.yaml", 0o666) is None)
+attempt("goes round by the node's root", lambda: Path(f"/proc/{node}/root{work}/node/node.key").read_bytes())
+attempt("reads the node's environment", lambda: Path(f"/proc/{node}/environ").read_bytes())
+attempt("reads the node's memory", memory)
+attempt("traces the node", trace)
+attempt("signals the node", lambda: os.kill(node, 0) is None)
+attempt("inherits what is open", lambda: [n for n in os.listdir("/proc/self/fd") if int(n) > 3])
+attempt("reopens the log", lambda: Path("/proc/self/fd/2").resolve().is_file() and open("/proc/self/fd/2").read())
+attempt("dumps its memory", lambda: __import__("resource").getrlimit(4)[0] != 0)
+attempt("reads a token of the environment", lambda: "PACS_TOKEN" in os.environ)
+print(json.dumps(said))
+"""
+# What the app needs; True each
+NEEDS = """
+import json, os, sys, tempfile
+from pathlib import Path
+work = Path(sys.argv[1])
+said = {"patients": len(list((work / "cohort").glob("*.npz"))) == 1 and bool((work / "cohort" / "p.npz").read_bytes()),
+        "settings": "north" in (work / "site.yaml").read_text(),
+        "scratch": bool(Path(tempfile.mkdtemp()).joinpath("x").write_text("x")),
+        "flower": bool(Path(os.environ["FLWR_HOME"]).mkdir(parents=True, exist_ok=True) is None),
+        "random": len(Path("/dev/urandom").open("rb").read(4)) == 4,
+        "nothing": Path("/dev/null").write_text("x") == 1}
+print(json.dumps(said))
+"""
+
+
+def possible(how: str) -> bool:
+    if how == "landlock":
+        return landlock.interface() > 0
+    free = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--mount-proc", "true"]
+    return subprocess.run(free, capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture(params=["namespaces", "landlock"])
+def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each thing that can keep an app from files, where this machine has it. Another program's word: ours might be wrong."""
+    if not possible(request.param):
+        pytest.skip(f"this machine has no {request.param} for a user")
+    monkeypatch.setenv("PACS_TOKEN", "secret")
+    return str(request.param)
+
+
+@dataclass
+class Hospital:
+    """Everything that an app could be after. `node`: a process of the same user that holds `secret`."""
+
+    folder: Path
+    node: int
+    secret: str
+
+    @property
+    def work(self) -> Path:
+        return self.folder / "work"
+
+    def words(self) -> list[str]:
+        places = [self.work, *(self.folder / name for name in ("records", "data", "home"))]
+        return [*map(str, places), str(self.node), self.secret, view.__file__]
+
+
+@pytest.fixture
+def hospital() -> Iterator[Hospital]:
+    secret = os.urandom(8).hex()
+    with tempfile.TemporaryDirectory(prefix="hospital-") as place:
+        folder = Path(place)
+        for name in ("work/node/approvals", "work/cohort", "records/ledger.members", "data", "home"):
+            (folder / name).mkdir(parents=True, mode=0o700)
+        for name in ("work/node/node.key", "work/node/journal.jsonl", "work/cohort/p.npz", "work/manifest.jsonl",
+                     "records/ledger.jsonl", "records/pseudonym.key", "records/ledger.members/0.txt", "data/scan.dcm",
+                     "home/private.txt"):  # fmt: skip
+            (folder / name).write_text("something")
+        (folder / "work" / "site.yaml").write_text(
+            f"name: north\ndata: {folder / 'data'}\nrecords: {folder / 'records'}\n"
+        )
+        program = "import sys, time; secret = sys.argv[1][::-1]; print(flush=True); time.sleep(600)"
+        with subprocess.Popen([sys.executable, "-c", program, secret[::-1]], stdout=subprocess.PIPE) as node:
+            assert node.stdout is not None
+            node.stdout.readline()
+            yield Hospital(folder, node.pid, secret)
+            node.kill()
+
+
+def command(hospital: Hospital, how: str, script: str, *words: str) -> list[str]:
+    """Run a script as the app's process is run."""
+    seen = starter.seen(hospital.work / "site.yaml", hospital.work)
+    scratch = hospital.folder / "scratch"
+    scratch.mkdir(exist_ok=True)
+    enclosure = isolation.Enclosure(how, str(scratch), seen, str(hospital.folder / "none"), 4567)
+    return isolation.command(enclosure, [sys.executable, "-c", script, *words])
+
+
+def inside(hospital: Hospital, how: str, script: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """What it says."""
+    log = hospital.folder / "node.log"
+    log.write_text("what the node said\n")
+    with log.open("a") as errors:
+        done = subprocess.run(
+            command(hospital, how, script, *words),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            timeout=120,
+            check=False,
+            env=view.environment(),
+        )
+    assert done.returncode == 0, log.read_text()
+    return done
+
+
+def test_attack_09_the_app_writes_approvals_and_reads_keys_ledger_and_scans(hospital: Hospital, how: str) -> None:
+    said = json.loads(inside(hospital, how, ATTACK, *hospital.words()).stdout)
+    cannot = ["changes a mode"] if how == "landlock" else []  # as landlock.py says
+    assert [name for name, done in said.items() if done] == cannot
+    assert not list((hospital.work / "node" / "approvals").iterdir())
+
+
+def test_attack_09_the_app_ends_its_node_with_a_signal_to_the_whole_group(hospital: Hospital, how: str) -> None:
+    """A group of processes knows no namespace: whoever is in it is struck."""
+    strike = "import os, signal; os.kill(0, signal.SIGTERM)"
+    words = command(hospital, how, strike)
+    node = f"import subprocess; subprocess.run({words!r}); print('the node lives')"
+    done = subprocess.run(
+        [sys.executable, "-c", node],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=view.environment(),
+        start_new_session=True,
+    )
+    assert done.stdout.strip() == "the node lives", done
+
+
+def test_the_app_has_what_it_needs(hospital: Hospital, how: str) -> None:
+    said = json.loads(inside(hospital, how, NEEDS, *hospital.words()).stdout)
+    assert [name for name, done in said.items() if not done] == []
