@@ -250,7 +250,7 @@ def never_below(run: Run) -> str:
         different = {(e["round"], e["epsilon"]) for e in received}
         missing = [e["round"] for e in received if not run.charged(site, e["round"])]
         expect(not missing, f"{site} sent updates for rounds {missing} that its ledger does not hold")
-        charges = sum(str(r.get("purpose", "")).startswith(run.name) for r in ledger.verify(ledger_of(run.net, site)))
+        charges = sum(d.name == run.name for d in ledger.draws(ledger.verify(ledger_of(run.net, site))))
         held = max((e["epsilon"] for e in received if e["epsilon"] is not None), default=math.inf)
         spent = epsilon([step] * len({number for number, _ in different}), run.experiment.privacy.delta)
         expect(
