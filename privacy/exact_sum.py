@@ -72,18 +72,27 @@ class ExactSum:
 
     def add(self, gradients: Sequence[torch.Tensor]) -> bool:
         """Add the contribution of one patient whole, or nothing: False when a gradient is not finite."""
+        contribution = self._contribution(gradients)
+        if contribution is None:
+            return False
+        self._include(contribution)
+        return True
+
+    def _contribution(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        """In units, (d,) int32."""
         flat = torch.cat([g.reshape(-1).to(torch.float32) for g in gradients])  # a copy: scaled in place below
         # float64: summed in float32 the norm of 10^7 values comes out 4e-4 too low, and C would not be C
         norms = torch.stack(list(torch._foreach_norm(flat.split(BLOCK), 2, torch.float64)))
         norm = torch.linalg.vector_norm(norms).item()  # the only wait for the device
         if not math.isfinite(norm):
-            return False
-        contribution = flat.mul_(self._scale(norm)).to(torch.int32)  # a conversion to whole numbers cuts towards zero
+            return None
+        return flat.mul_(self._scale(norm)).to(torch.int32)  # a conversion to whole numbers cuts towards zero
+
+    def _include(self, contribution: torch.Tensor) -> None:
         if self._free == 0:
             self._total = self._total.to(torch.int64)
         self._total.add_(contribution)
         self._free -= 1
-        return True
 
     def _scale(self, norm: float) -> float:
         """Units over the length of a gradient."""
