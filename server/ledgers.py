@@ -120,6 +120,20 @@ def accept(folder: Path, site: str, why: str) -> Mark:
     return new
 
 
+def alarms(folder: Path) -> list[str]:
+    """What a person must look at, one line each."""
+    try:
+        book = _read(folder)
+    except LedgerError as error:
+        return [str(error)]
+    return [
+        f"the ledger of {site} was refused ({e.refused.records} records after {e.taken.records}); its privacy office must decide, "
+        "then `fedsynth server accept-ledger`"
+        for site, e in sorted(book.sites.items())
+        if e.refused
+    ]
+
+
 def _follows(before: Shown, after: Shown) -> bool:
     return after[0] > before[0] or after == before
 

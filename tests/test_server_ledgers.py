@@ -97,6 +97,8 @@ def test_a_ledger_is_accepted_by_a_person_with_a_reason_and_the_journal_has_it(f
     file = str(folder.parent / "brains.yaml")
     federate(folder / "runs" / "first", {"north": [(5, A)], "south": [(1, A)]})
     federate(folder / "runs" / "first", {"north": [(2, B)], "south": [(2, A)]})
+    status = CliRunner().invoke(server_app, ["status", file], catch_exceptions=False)
+    assert "alarm: the ledger of north was refused (2 records after 5)" in status.output + status.stderr
     for words in (["north"], ["north", "--why", " "], ["south", "--why", "x"], ["nobody", "--why", "x"]):
         assert CliRunner().invoke(server_app, ["accept-ledger", file, *words]).exit_code != 0
     done = CliRunner().invoke(

@@ -132,8 +132,8 @@ def once(out: Path, rounds: int, sites: int, rate: float, rng: random.Random) ->
     strategy = Strategy(
         experiment, tensors, noise_multiplier=noise, sites=sites, minimum_sites=1,
         largest=largest_update(experiment, noise, sum(t.numel() for t in tensors.values())), events=events,
-        optimizer=ServerOptimizer(experiment.federation, tensors), after_round=after, clock=clock, sleep=clock.sleep,
-        ledgers=Ledgers(out),
+        optimizer=ServerOptimizer(experiment.federation, tensors), after_round=after, ledgers=Ledgers(out), clock=clock,
+        sleep=clock.sleep,
     )  # fmt: skip
     draw()
     with inside_a_run(), patch.dict(os.environ):
