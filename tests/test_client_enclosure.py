@@ -7,13 +7,17 @@ import os
 import subprocess
 import sys
 import tempfile
+import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from client import dataset
 from client.link import isolation, landlock, starter, view
+from shared.config import Experiment, Network, Privacy, Training
 
 # What hostile code tries, as the app's process; it prints what came of each. The words of a refusal do not matter
 ATTACK = """
@@ -192,3 +196,86 @@ def test_attack_09_the_app_ends_its_node_with_a_signal_to_the_whole_group(hospit
 def test_the_app_has_what_it_needs(hospital: Hospital, how: str) -> None:
     said = json.loads(inside(hospital, how, NEEDS, *hospital.words()).stdout)
     assert [name for name, done in said.items() if not done] == []
+
+
+# A round of training as the app does it, with the libraries of the real environment, from a process that has loaded nothing
+TRAIN = """
+import json, sys, tempfile
+from pathlib import Path
+import torch
+from client import dataset
+from client.train import train
+from shared import weights
+from shared.config import Experiment
+experiment = Experiment.model_validate_json(sys.argv[2])
+model = weights.load_base(experiment.base, experiment.network, experiment.classes)
+cohort = dataset.load(Path(sys.argv[1]) / "cohort")
+update = train(model, cohort, experiment, noise_multiplier=1.0, expected_patients=4)
+print(json.dumps({"patients": len(cohort), "finite": all(bool(t.isfinite().all()) for t in update.values()),
+                  "tensors": len(update)}))
+"""
+
+
+def test_a_round_is_trained_inside(hospital: Hospital, how: str) -> None:
+    """With the interpreter and libraries of this very environment, wherever they lie: at home, in /opt or beside the checkout."""
+    (hospital.work / "cohort" / "p.npz").unlink()
+    for name in ("p", "q"):
+        pixels = np.random.default_rng(0).integers(0, 255, (3, 16, 16), dtype=np.uint8)
+        dataset.save(dataset.Patient(name, 0, pixels), hospital.work / "cohort")
+    experiment = Experiment(
+        name="tiny",
+        base="none",
+        network=Network(image_size=16, channels=(8, 16), groups=4, latents=4, encoder_channels=8),
+        training=Training(trainable="full", rounds=1, steps=2),
+        privacy=Privacy(epsilon=4, sampling_rate=0.5),
+    )
+    said = json.loads(inside(hospital, how, TRAIN, str(hospital.work), experiment.model_dump_json()).stdout)
+    assert said == {"patients": 2, "finite": True, "tensors": said["tensors"]} and said["tensors"] > 10
+
+
+def test_an_environment_in_a_home_folder_is_shown_in_parts(
+    hospital: Hospital, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = hospital.folder / "home"
+    venv.create(home / "env", symlinks=True, with_pip=False)
+    monkeypatch.setattr(sys, "executable", str(home / "env" / "bin" / "python"))
+    look = "import sys; from pathlib import Path; print(sys.prefix); print(Path(sys.argv[1]).read_text())"
+    words = command(hospital, how, look, str(home / "env" / "pyvenv.cfg"))
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60, env=view.environment())
+    assert done.stdout.splitlines()[0] == str(home / "env"), done.stderr
+    words = command(hospital, how, look, str(home / "private.txt"))
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60, env=view.environment())
+    assert "Error" in done.stderr and "something" not in done.stdout
+
+
+def test_what_an_app_leaves_behind_ends_with_it(hospital: Hospital, how: str) -> None:
+    """A process in a session of its own, whose parent is gone: outside it is known by its words."""
+    mark = f"left-{hospital.secret}"
+    quiet = "stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True"
+    leave = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)', '{mark}'], {quiet})"
+    inside(hospital, how, leave)
+    found = [p for p in Path("/proc").glob("[0-9]*/cmdline") if mark.encode() in p.read_bytes().split(b"\0")]
+    assert found == []
+
+
+def test_what_is_chosen_is_had_or_nothing_starts(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An enclosure that cannot be made does not fall back to a weaker one, and the program is never run."""
+    words = command(hospital, "namespaces", "print('ran')")
+    words[0:4] = [sys.executable, "-P", "-c", UNABLE]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60, env=view.environment())
+    assert done.returncode == 1 and "ran" not in done.stdout
+    assert "cannot be shut in (namespaces)" in done.stderr
+
+
+UNABLE = """
+import sys
+from client.link import isolation, mounts
+def fail(*_):
+    raise OSError("no mounts here")
+mounts._mount = fail
+sys.exit(isolation.main(sys.argv[1:]))
+"""
+
+
+def test_the_word_for_what_holds_is_that_of_a_trial(how: str) -> None:
+    assert isolation.files() == ("namespaces" if possible("namespaces") else "landlock")

@@ -64,7 +64,7 @@ class Enclosure:
     """How an app's processes are shut in.
 
     files     "namespaces", "landlock" or "host"
-    scratch   an empty folder, which with Landlock is the one that they may write into
+    scratch   an empty folder in a private one, which with Landlock is the one that they may write into
     seen      what they may read of the hospital
     door      the node's socket, found inside at 127.0.0.1:`port`; none: they have the machine's network
     """
@@ -87,7 +87,8 @@ def files() -> str:
     """What keeps an app from files on this machine: "namespaces", "landlock", or "" for nothing. Found out by trying."""
     for how in ("namespaces", "landlock"):
         with tempfile.TemporaryDirectory() as place, tempfile.NamedTemporaryFile() as other:
-            words = command(Enclosure(how, place), [sys.executable, "-P", "-c", PROBE, other.name])
+            (Path(place) / "app").mkdir()
+            words = command(Enclosure(how, f"{place}/app"), [sys.executable, "-P", "-c", PROBE, other.name])
             done = subprocess.run(words, capture_output=True, check=False, timeout=60, env=view.environment())  # noqa: S603
         if done.returncode == 0:
             return how
@@ -241,7 +242,11 @@ def _shut(enclosure: Enclosure) -> None:
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     if enclosure.files == "landlock":
-        landlock.restrict([*view.shown(seen), Path("/proc")], [scratch], view.devices())
+        read = [*view.shown(seen), Path("/proc")]
+        if "PYTHONPATH" in os.environ:
+            read.append(view.packages(scratch.parent / "code"))
+            os.environ["PYTHONPATH"] = str(read[-1])
+        landlock.restrict(read, [scratch], view.devices())
         os.chdir(scratch)
     for number in range(64):  # those that the kernel does not know are refused, which is all the same
         libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0)

@@ -59,6 +59,16 @@ def places(scratch: Path) -> dict[str, str]:
     return {"HOME": str(scratch), "TMPDIR": str(scratch), "FLWR_HOME": str(scratch / "flower"), "USER": "fedsynth"}
 
 
+def packages(folder: Path) -> Path:
+    """A folder that leads to our packages and holds nothing else. Python lists a folder to import from it, and whoever may list one
+    with Landlock may list all below it: the checkout, and a work folder in it."""
+    folder.mkdir(exist_ok=True)
+    for room in ROOMS:
+        if not (folder / room).exists():
+            (folder / room).symlink_to(OURS / room)
+    return folder
+
+
 def shown(seen: Iterable[Path]) -> list[Path]:
     """Files and folders that may be read: the libraries, and `seen`. Under the name they are asked for and under their true one."""
     listed = [*seen, *map(Path, SYSTEM), *(Path("/etc") / name for name in ETC), *_python(), *_processors()]
