@@ -80,10 +80,10 @@ class ExactSum:
 
     def _contribution(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """In units, (d,) int32."""
-        flat = torch.cat([g.reshape(-1).to(torch.float32) for g in gradients])  # a copy: scaled in place below
+        flat = torch.cat([g.flatten() for g in gradients]).float()  # a copy: scaled in place below
         # float64: summed in float32 the norm of 10^7 values comes out 4e-4 too low, and C would not be C
-        norms = torch.stack(list(torch._foreach_norm(flat.split(BLOCK), 2, torch.float64)))
-        norm = torch.linalg.vector_norm(norms).item()  # the only wait for the device
+        norms = [torch.linalg.vector_norm(block, dtype=torch.float64) for block in flat.split(BLOCK)]
+        norm = (norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))).item()  # the only wait
         if not math.isfinite(norm):
             return None
         return flat.mul_(self._scale(norm)).to(torch.int32)  # a conversion to whole numbers cuts towards zero
