@@ -207,10 +207,10 @@ def unpack_reply(content: RecordDict, shapes: Shapes, statistics: Collection[str
         return _refusal(content)
     _only(content, {"arrays", "metrics", "config"}, "the reply")
     config = _config(content, {"site", "request", "ledger"})
-    request, ledger = config["request"], LEDGER.fullmatch(str(config["ledger"])[:LONGEST])
+    request, said = config["request"], config["ledger"]
     if not isinstance(request, str):
         raise MessageError("the reply does not say what it answers")
-    if ledger is None:
+    if not isinstance(said, str) or (ledger := LEDGER.fullmatch(said)) is None:
         raise MessageError("the reply's `ledger` is not RECORDS:HASH")
     metrics = content["metrics"]
     if not isinstance(metrics, MetricRecord):
@@ -274,7 +274,9 @@ def _count(array: Array) -> int:
 
 def plain(text: object) -> str:
     """A stranger's words, cut, on one line of printable ASCII: everything else is escaped."""
-    return str(text)[:LONGEST].encode("unicode_escape").decode("ascii")[:LONGEST]
+    if not isinstance(text, str):
+        return "something that is no text"
+    return text[:LONGEST].encode("unicode_escape").decode("ascii")[:LONGEST]
 
 
 def _site(config: ConfigRecord) -> str:

@@ -19,6 +19,7 @@ Left out: what an answer says (server/asking.py, shared/messages.py); how many r
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 from fastapi import HTTPException
@@ -28,12 +29,13 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 
 PARTS = 10_000  # of two megabytes each, as our nodes cut them
 LIMIT = 2 * 1024**3  # bytes of one answer
-SESSIONS = 10_000  # whose bytes are counted at a time
+SESSIONS = 10_000  # answers under way whose bytes are counted; four requests at a time may pass the limit together
 
 
 def guard(limit: int = LIMIT) -> None:
     """Put the checks before Flower's own handlers, in this process."""
-    store, keep, sizes = fleet_handlers.push_messages, fleet_handlers.push_object, dict[str, int]()
+    store, keep = fleet_handlers.push_messages, fleet_handlers.push_object
+    sizes, lock = dict[str, int](), threading.Lock()
 
     def push_messages(request: Any, state: Any) -> Any:
         if not _is_an_answer(request):
@@ -41,15 +43,18 @@ def guard(limit: int = LIMIT) -> None:
         return store(request=request, state=state)
 
     def push_object(request: Any, state: Any) -> Any:
-        if not request.session_id:
+        name, size = request.session_id, len(request.object_content)
+        if not name:
             raise HTTPException(403, "a part belongs to an answer")
-        size = sizes.pop(request.session_id, 0) + len(request.object_content)
-        sizes[request.session_id] = size  # the newest last
-        if len(sizes) > SESSIONS:
-            del sizes[next(iter(sizes))]
-        if size > limit:
+        if sizes.get(name, 0) + size > limit:
             raise HTTPException(413, "an answer is not as large as that")
-        return keep(request=request, state=state)
+        done = keep(request=request, state=state)
+        if done.stored:  # of an answer that is under way: whoever makes up a name leaves no trace
+            with lock:
+                sizes[name] = sizes.pop(name, 0) + size  # the newest last
+                if len(sizes) > SESSIONS:
+                    del sizes[next(iter(sizes))]
+        return done
 
     fleet_handlers.push_messages, fleet_handlers.push_object = push_messages, push_object
 
