@@ -39,13 +39,16 @@ SOURCE = re.compile(rf"({'|'.join(bundle.ROOMS)})(/[a-z0-9_]+)+\.py")
 PROJECT = re.compile(re.escape(bundle.PROJECT).replace(re.escape("{version}"), r"[0-9][0-9a-z.+!]{0,40}"))
 CODING = re.compile(r"[ \t\f]*#.*?coding[:=]")  # PEP 263, a little wider
 UNSEEN = set("\u115f\u1160\u2800\u3164\uffa0")  # letters and symbols that draw nothing
-WIDEST = 200
+WIDEST = 200  # characters of a line
+LONGEST = 200  # characters of a name
 MOST = 10  # faults that are named
 
 
 @lru_cache(maxsize=4)
 def faults(data: bytes) -> tuple[str, ...]:
     """What is wrong with a bundle, the first ten; empty when nothing is. The texts are safe to print, whatever the bundle holds."""
+    if len(data) > bundle.LIMIT:
+        return (f"the bundle has {len(data)} bytes, at most {bundle.LIMIT} may travel",)
     try:
         files = bundle.contents(data)
     except FederationError as error:
@@ -59,27 +62,28 @@ def faults(data: bytes) -> tuple[str, ...]:
 
 
 def _faults(data: bytes, files: dict[str, bytes]) -> Iterator[str]:
-    yield from _names(files)
+    strange = sorted(n for n in files if len(n) > LONGEST or not (SOURCE.fullmatch(n) or n == "pyproject.toml"))
+    if strange:  # then nothing more is done with them
+        yield from (f"the bundle holds {escaped(name[:LONGEST])}, which is no source of a room" for name in strange)
+        return
     if bundle.pack(files) != data:
         yield "the bundle is not packed as fedsynth packs: it holds more than its files, or an unpacker may read others"
     if not PROJECT.fullmatch(files.get("pyproject.toml", b"").decode("latin-1")):
         yield "the bundle's pyproject.toml is not the one that fedsynth writes"
+    yield from _packages(files)
     for name, source in sorted(files.items()):
         if name != "pyproject.toml":
-            yield from (f"the bundle's {escaped(name)}{why}" for why in _text(source))
+            yield from (f"the bundle's {name}{why}" for why in _text(source))
 
 
-def _names(files: dict[str, bytes]) -> Iterator[str]:
+def _packages(files: dict[str, bytes]) -> Iterator[str]:
+    """Where Python could take something else than the file that was read."""
     folders = {"/".join(parts[:i]) for parts in (n.split("/") for n in files) for i in range(1, len(parts))}
-    for name in sorted(files):
-        shown = escaped(name)
-        if name != "pyproject.toml" and not SOURCE.fullmatch(name):
-            yield f"the bundle holds {shown}, which is no source of a room"
-        elif name.removesuffix(".py") in folders:
-            yield f"the bundle holds {shown} and a folder of the same name; Python would take only one"
+    for name in sorted(n for n in files if n.removesuffix(".py") in folders):
+        yield f"the bundle holds {name} and a folder of the same name; Python would take only one"
     for folder in sorted(folders | set(bundle.ROOMS)):
         if f"{folder}/__init__.py" not in files:
-            yield f"the bundle's {escaped(folder)} has no __init__.py; other code could stand in"
+            yield f"the bundle's {folder} has no __init__.py; other code could stand in"
 
 
 def _text(source: bytes) -> Iterator[str]:

@@ -14,7 +14,7 @@ Relation      compares what Python compiles as well: the syntax trees of a chang
 | texts look the same, trees do not             | "looks the same, and is another program": white space, or 1 and l, O and 0    |
 | a source that does not parse                  | no word about the program; bundle_check.py refuses it                         |
 
-Left out: what a change means.
+Left out: what a change means. A program that reads its own source text could act on a comment; the trees do not show that.
 """
 
 from __future__ import annotations

@@ -246,7 +246,10 @@ def test_letters_of_the_papers_are_welcome_in_texts_and_comments_and_shown_by_nu
     assert "it may run" in output
 
 
-@pytest.mark.parametrize("text", ["def f(:\n", "x = (\n", "x = 1\0\n", "(" * 5000 + "\n", "-" * 150_000 + "1\n"])
+DEEP = "x = y\\\n" + ".a\\\n" * 50_000 + "\n"
+
+
+@pytest.mark.parametrize("text", ["def f(:\n", "x = (\n", "x = 1\0\n", "(\n" * 5000, "-\\\n" * 50_000 + "1\n", DEEP])
 def test_attack_04_what_is_not_python_is_refused_without_a_crash(
     site: Site, tmp_path: Path, honest: bytes, text: str
 ) -> None:
@@ -308,6 +311,7 @@ BESIDE = {
     "file as a folder": {"privacy/sgd.py/": b""},
     "look-alike": {"priv\u0430cy/__init__.py": b"", "privacy/sgd\u200b.py": b""},
     "more in .info": {".info/x.py": b"noise = 0\n"},
+    "a name without end": {"privacy" + "/a" * 30_000 + ".py": b"x = 1\n", "\u00e9" * 30_000 + ".py": b"x = 1\n"},
     "requirements": {"requirements.txt": b"evil\n"},
     "settings": {"pyproject.toml": bundle.PROJECT.format(version="1").replace("client.app:app", "a.b:c").encode()},
     "a version with a path": {"pyproject.toml": bundle.PROJECT.format(version="0/../../../work/x").encode()},
@@ -400,86 +404,3 @@ def test_attack_04_a_bundle_that_flower_would_take_for_another_is_refused(
     real = bundle.sha256
     monkeypatch.setattr(bundle, "sha256", lambda data: real(honest)[:8] + real(data)[8:])
     refused(site, twin, "begins with the same")
-
-
-# What has once been withdrawn
-
-
-def test_attack_10_a_withdrawn_approval_that_comes_back_counts_for_nothing(
-    site: Site, tmp_path: Path, honest: bytes
-) -> None:
-    """From a backup, or because the disk had not yet forgotten it when the power went."""
-    digest = bundle.sha256(honest)
-    folder = tmp_path / "node" / "approvals"
-    shutil.copytree(folder, tmp_path / "copy")
-    approval.withdraw(tmp_path, digest)
-    shutil.copytree(tmp_path / "copy", folder, dirs_exist_ok=True)
-    assert approval.missing(site, tmp_path, digest) == 1
-    assert approval.last(site, tmp_path) is None
-    approval.approve(site, tmp_path, honest)
-    assert approval.missing(site, tmp_path, digest) == 0
-
-
-def test_attack_10_a_withdrawal_is_on_the_disk_when_it_is_said(
-    site: Site, tmp_path: Path, honest: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, events, real, unlink = tmp_path / "node" / "approvals", list[str](), os.fsync, Path.unlink
-
-    def synced(file: int) -> None:
-        events.append(str(Path(f"/proc/self/fd/{file}").readlink()))
-        real(file)
-
-    def removed(path: Path, missing_ok: bool = False) -> None:
-        events.append(f"gone {path.name}")
-        unlink(path, missing_ok)
-
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(Path, "unlink", removed)
-    approval.withdraw(tmp_path, bundle.sha256(honest))
-    (gone,) = (i for i, event in enumerate(events) if event.startswith("gone") and event.endswith(".json"))
-    assert str(folder) in events[gone:]
-
-
-def test_attack_10_a_withdrawal_that_is_in_the_journal_holds_even_if_the_disk_then_fails(
-    site: Site, tmp_path: Path, honest: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*_: object, **__: object) -> None:
-        raise OSError(5, "Input/output error")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(Path, "unlink", fails)
-        with pytest.raises(OSError, match="Input/output"):
-            approval.withdraw(tmp_path, bundle.sha256(honest))
-    assert journal.read(tmp_path)[-1]["kind"] == "withdrawn"
-    assert approval.missing(site, tmp_path, bundle.sha256(honest)) == 1
-
-
-def test_attack_10_a_journal_that_cannot_be_written_does_not_keep_an_approval_alive(
-    site: Site, tmp_path: Path, honest: bytes
-) -> None:
-    path = tmp_path / "node" / journal.FILE
-    path.write_bytes(path.read_bytes().replace(b'"approved"', b'"approvad"'))
-    with pytest.raises(FedsynthError, match="damaged"):
-        approval.withdraw(tmp_path, bundle.sha256(honest))
-    assert not list((tmp_path / "node" / "approvals").glob("*.json"))
-
-
-@pytest.mark.parametrize("typed", ["", "*", "?", "[0-9a-f]", "../approvals/", "abcde", "0" * 64, "g" * 8])
-def test_attack_10_a_withdrawal_that_names_nothing_says_so_and_removes_nothing(
-    site: Site, tmp_path: Path, honest: bytes, typed: str
-) -> None:
-    """Who mistypes a hash must not go home in the belief that the code no longer runs."""
-    with pytest.raises(FedsynthError, match="withdraw"):
-        approval.withdraw(tmp_path, typed)
-    assert approval.missing(site, tmp_path, bundle.sha256(honest)) == 0
-
-
-def test_attack_10_an_approval_without_the_bundle_that_was_read_counts_for_nothing(
-    site: Site, tmp_path: Path, honest: bytes
-) -> None:
-    digest = bundle.sha256(honest)
-    copy = tmp_path / "node" / "approvals" / f"{digest}.bundle"
-    copy.write_bytes(built(tmp_path / "x", sources(privacy__sgd=HEAD)))
-    assert approval.missing(site, tmp_path, digest) == 1
-    copy.unlink()
-    assert approval.missing(site, tmp_path, digest) == 1

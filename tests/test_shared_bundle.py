@@ -123,6 +123,10 @@ def test_our_own_sources_are_without_fault() -> None:
     assert bundle_check.faults(bundle.build()) == ()
 
 
+def test_a_bundle_too_large_to_travel_is_not_even_opened() -> None:
+    assert "may travel" in bundle_check.faults(bytes(bundle.LIMIT + 1))[0]
+
+
 def test_only_so_many_faults_are_named() -> None:
     bad = {f"client/a{i}.txt": b"" for i in range(30)}
     assert len(bundle_check.faults(bundle.pack(bundle.contents(packed(b"")) | bad))) == bundle_check.MOST
