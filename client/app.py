@@ -1,8 +1,12 @@
-"""The hospital's Flower ClientApp, thin: request -> policy -> ledger -> train -> reply.
+"""The hospital's Flower ClientApp, thin: request -> door -> train -> reply.
 
-A deployed node names its site file in the node configuration (`site="/path/site.yaml"`). In a simulation, nodes have no
-configuration, so the runner names a folder of sites in the environment and the partition says which one; a coordinator
-can set neither.
+A deployed node names its site file in the node configuration (`site="/path/site.yaml"`), and `ledger="node"`: it has charged for
+the request before this process saw it (link/boundary.py), and keeps the reply. In a simulation, nodes have no configuration, so the
+runner names a folder of sites in the environment and the partition says which one; then this process stands at the door itself
+(admission.py). A coordinator can set none of these.
+
+Once a request is admitted there is always an answer of the same kind, size and wording, whoever the patients are: one who cannot be
+used contributes nothing, and where training fails as a whole, what leaves is noise alone. What happened is in this site's log.
 """
 
 from __future__ import annotations
@@ -17,21 +21,22 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import budget, dataset, figures, policy, proposal, replies
+from client import admission, dataset, figures, policy, proposal, replies
+from client.answers import Answers
+from client.dataset import Patient
 from client.train import train
-from privacy import noise, statistics
-from privacy.accounting import Event
-from shared import logs, messages, weights
+from privacy import noise
+from shared import logs, messages
 from shared.config import Site, read
 from shared.device import device_for
-from shared.errors import DataError, FederationError, FedsynthError, PrivacyError
-from shared.network import shapes
+from shared.errors import FederationError, FedsynthError, PrivacyError
 
 SITES_VARIABLE = "FEDSYNTH_SIMULATED_SITES"
-SEED_VARIABLE = "FEDSYNTH_SIMULATED_SEED"
+SEED_VARIABLE = noise.SEED_VARIABLE
 
 LOG = logging.getLogger("fedsynth.client")
 
@@ -55,7 +60,7 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
 
     def do(site: Site, work: Path) -> RecordDict:
         with _randomness(context, site.name, content):
-            return messages.pack_reply(_work(content, site, work, run=str(context.run_id)))
+            return messages.pack_reply(_round(content, site, work, str(context.run_id), charged=_charged(context)))
 
     return _guarded(context, do)
 
@@ -65,7 +70,7 @@ def judge(content: RecordDict, context: Context) -> RecordDict:
 
     def do(site: Site, work: Path) -> RecordDict:
         with noise.operating_system_only():
-            return messages.pack_verdict(proposal.answer(content, site, work))
+            return messages.pack_verdict(_judge(content, site, work, charged=_charged(context)))
 
     return _guarded(context, do)
 
@@ -80,17 +85,23 @@ def _guarded(context: Context, do: Callable[[Site, Path], RecordDict]) -> Record
         name = about["site"] = site.name
         policy.refuse_seeds(context.node_config, context.run_config)
         return do(site, work)
-    except DataError as error:  # its text may speak of local files, so it stays here
+    except FedsynthError as error:  # its text may speak of local files, so it stays here
         LOG.error("%s", error, extra=about)
-        return messages.pack_refusal(messages.Refusal(name, "the site's data cannot be used; its own log says why"))
-    except FedsynthError as error:
-        LOG.error("%s", error, extra=about)
-        return messages.pack_refusal(messages.Refusal(name, f"{type(error).__name__}: {error}"))
+        return messages.pack_refusal(policy.refusal(name, error))
     except Exception as error:  # noqa: BLE001 - whatever it is, its text may quote data: it neither travels nor is logged
-        where = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
-        LOG.error("%s at %s", type(error).__name__, " < ".join(reversed(where)), extra=about)
-        reason = f"the site's app failed with {type(error).__name__}; its own log says where"
-        return messages.pack_refusal(messages.Refusal(name, reason))
+        _note(error, about)
+        return messages.pack_refusal(policy.refusal(name, error))
+
+
+def _note(error: BaseException, about: dict[str, str]) -> None:
+    """An error's kind and place to this site's log, without its text."""
+    where = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
+    LOG.error("%s at %s", type(error).__name__, " < ".join(reversed(where)), extra=about)
+
+
+def _charged(context: Context) -> bool:
+    """Whether this hospital's node stands at the door and has charged for the request."""
+    return bool(context.node_config.get("ledger") == "node")
 
 
 def _randomness(context: Context, site: str, content: RecordDict) -> AbstractContextManager[None]:
@@ -103,41 +114,75 @@ def _randomness(context: Context, site: str, content: RecordDict) -> AbstractCon
     return noise.rehearsal(hashlib.sha256(f"{seed}\0{site}\0{messages.request_id(content)}".encode()).digest())
 
 
-def _work(content: RecordDict, site: Site, work: Path, run: str) -> messages.TrainReply:
-    experiment, number, noise_multiplier, arrays = messages.unpack_request(content)
-    policy.check(site, experiment, noise_multiplier)
-    # Asked before: the same answer again, which costs nothing
-    request = messages.request_id(content)
-    if (kept := replies.find(work, request)) is not None:
-        return kept
-    device = device_for(experiment.performance)
-    model = weights.load_base(experiment.base, experiment.network, experiment.classes)
-    received = messages.tensors(arrays, shapes(model.trainable(experiment.training.trainable)), "the request's arrays")
-    model.load_state_dict(received, strict=False)
-    cohort = dataset.load(work / "cohort")
-    # Spend before you act: from here on the budget counts as used, whatever happens
-    event = Event(noise_multiplier, experiment.privacy.sampling_rate, experiment.training.steps)
-    asked = statistics.asked(experiment.privacy.statistics, number)
-    priced = [(f"{experiment.name}, round {number}, {name}", Event(z, 1.0, 1)) for name, z in asked.items()]
-    priced.append((f"{experiment.name}, round {number}", event))
-    epsilon = budget.charge(site, work, cohort, experiment, priced, run)
-    replies.drop(work)
-    told = figures.measure(model.to(device), cohort, experiment, asked)
-    update = train(
-        model.to(device),
-        cohort,
-        experiment,
-        noise_multiplier=noise_multiplier,
-        expected_patients=experiment.expected_patients,
-    )
+def _round(content: RecordDict, site: Site, work: Path, run: str, *, charged: bool) -> messages.TrainReply:
+    asked = admission.round_of(content, site)
+    epsilon = math.inf  # where the node has charged, it says what is on record
+    ledger = (0, "")
+    if not charged:
+        found = admission.spend(asked, site, work, run)
+        if isinstance(found, messages.TrainReply):
+            return found
+        drawn, _ = found
+        epsilon, ledger = drawn.epsilon, (drawn.mark.records, drawn.mark.hash)
+    # From here on the round is paid for, and nothing that depends on a patient may keep it from being answered
+    update, told = _computed(asked, site, work)
     reply = messages.TrainReply(
-        site.name, update, epsilon, site.weight, experiment.training.steps, statistics=told, request=request
+        site.name,
+        update,
+        epsilon,
+        asked.experiment.training.steps,
+        statistics=told,
+        request=asked.request,
+        ledger=ledger,
     )
     if noise.rehearsed():
         return dataclasses.replace(reply, epsilon=math.inf)  # noise that can be repeated protects nobody
-    if noise_multiplier > 0:
+    if not charged and asked.noise_multiplier > 0:
         replies.keep(work, reply)
     return reply
+
+
+def _computed(asked: admission.Round, site: Site, work: Path) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """The update and the noisy figures: of the cohort, or, where that fails under privacy, of nobody: noise alone."""
+    experiment = asked.experiment
+    device = device_for(experiment.performance)
+
+    def attempt(cohort: list[Patient]) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        model = admission.model_of(experiment, asked.received).to(device)
+        told = figures.measure(model, cohort, experiment, asked.figures)
+        update = train(
+            model,
+            cohort,
+            experiment,
+            noise_multiplier=asked.noise_multiplier,
+            expected_patients=experiment.expected_patients,
+        )
+        return update, told
+
+    try:
+        return attempt(dataset.load_usable(work / "cohort", experiment.network.image_size))
+    except (Exception, MemoryError) as error:
+        if asked.noise_multiplier == 0 or isinstance(error, PrivacyError):
+            raise
+        _note(error, {"site": site.name})
+        LOG.error("the round is answered with noise alone", extra={"site": site.name})
+        return attempt([])
+
+
+def _judge(content: RecordDict, site: Site, work: Path, *, charged: bool) -> messages.Verdict:
+    asked = admission.question_of(content, site)
+    if not charged and (before := admission.count(asked, site, work)) is not None:
+        return before
+    try:
+        found = proposal.judge(asked, dataset.load_usable(work / "cohort", asked.experiment.network.image_size))
+    except (Exception, MemoryError) as error:  # noqa: BLE001 - a third answer would tell more than the bit: it is a no
+        _note(error, {"site": site.name})
+        found = {"passed": False}
+    if charged:
+        LOG.info("a proposed release was judged: %s", found, extra={"site": site.name})
+    else:
+        Answers(dataset.records(site, work)).answered(asked.digest, **found)
+    return messages.Verdict(site.name, bool(found["passed"]))
 
 
 def locate(context: Context) -> tuple[Site, Path]:

@@ -1,53 +1,72 @@
-"""What a request costs this hospital's patients: on the ledger, whole, before anything is computed.
+"""What a run costs this hospital's patients: its whole plan on the ledger when it is first met, before anything is computed.
 
 One ledger stands beside one key, in the folder of records that the site files of a hospital share; see privacy/membership.py
-for patients who are in several cohorts.
+for patients who are in several cohorts, and privacy/ledger.py for plans, rounds and what is asked twice.
 
-The epsilon that is returned, and a refusal, travel. Both are worded at the experiment's delta, which is public; the cap holds at
-the site's own, which may follow from its number of patients.
+The epsilon that is returned travels, worded at the experiment's delta, which is public; the cap holds at the site's own, which may
+follow from its number of patients.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from client import dataset, policy
-from client.dataset import Patient
+from client.dataset import LEDGER_FILE, Facts
+from privacy import statistics
 from privacy.accounting import Event
-from privacy.ledger import Ledger, delta_of
+from privacy.ledger import Drawn, Ledger, Mark, Plan, delta_of
 from shared.config import Experiment, Site
 
-LEDGER_FILE = "ledger.jsonl"
+DECIDES = {"name", "classes", "base", "network", "training", "privacy"}  # of an experiment: what its noise protects
+
+
+def plan(experiment: Experiment, noise_multiplier: float) -> Plan:
+    """Everything that a run will take from a patient, round by round; its key follows from the settings alone."""
+    step = Event(noise_multiplier, experiment.privacy.sampling_rate, experiment.training.steps)
+    rounds = tuple(
+        (*(Event(z, 1.0, 1) for z in statistics.asked(experiment.privacy.statistics, number).values()), step)
+        for number in range(1, experiment.training.rounds + 1)
+    )
+    said = [experiment.model_dump_json(include=DECIDES), experiment.expected_patients, float(noise_multiplier).hex()]
+    return Plan(hashlib.sha256(json.dumps(said).encode()).hexdigest(), experiment.name, rounds)
 
 
 def charge(
     site: Site,
     work: Path,
-    cohort: Sequence[Patient],
+    facts: Facts,
     experiment: Experiment,
-    priced: Sequence[tuple[str, Event]],
+    noise_multiplier: float,
+    number: int,
     run: str,
-) -> float:
-    """Reserve every event of `priced`, (purpose, event), or none of them. Returns epsilon per patient of all on record.
+    marks: Sequence[Mark] = (),
+) -> Drawn:
+    """Put round `number` on the ledger: within the run's reservation, or with a new one. Returns what is on record then.
 
-    Raises BudgetExceeded, with nothing written, when they do not fit together under the site's cap, and LedgerError.
+    marks   high-water marks of the ledger that are known from elsewhere; it must run through each of them
+
+    Raises BudgetExceeded, with nothing written, when the plan does not fit under the site's cap, and LedgerError.
     """
-    records = dataset.records(site, work)
-    path = records / LEDGER_FILE
-    delta = policy.delta(site, len(cohort))
+    path = dataset.records(site, work) / LEDGER_FILE
+    delta = policy.delta(site, facts)
     if site.delta is None:  # follows the number of patients, and never weakens what the ledger began with
         delta = min(delta, delta_of(path) or delta)
     ledger = Ledger(
         path,
-        cohort=dataset.cohort_id(records),
+        cohort=facts.cohort,
         cap=policy.cap(site),
         delta=delta,
         separate_cohorts=site.separate_cohorts,
+        marks=marks,
     )
-    members, told = dataset.members(site, work, cohort), experiment.privacy.delta
-    events = [event for _, event in priced]
-    return [
-        ledger.reserve(event, run=run, purpose=purpose, members=members, then=events[i + 1 :], told_delta=told)
-        for i, (purpose, event) in enumerate(priced)
-    ][-1]
+    return ledger.draw(
+        plan(experiment, noise_multiplier),
+        number,
+        run=run,
+        members=facts.members,
+        told_delta=experiment.privacy.delta,
+    )

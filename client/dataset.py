@@ -1,21 +1,36 @@
 """Patients on disk: one file each, named by a pseudonym. The unit of privacy is decided here.
 
+    WORK/cohort/<pseudonym>.npz   a patient
+    WORK/cohort/cohort.id         whose key made the pseudonyms
+    WORK/node/cohort.json         what may be known of the cohort without opening it (`Facts`); written last, so that a cohort which
+                                  is being replaced is never taken for the one before
+
 Left out: sharding for cohorts that do not fit in memory.
 """
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Iterable
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field, ValidationError
 
 from client.rebuild import pseudonym
+from privacy import membership
+from privacy.durable import sync_folder
+from privacy.planning import default_delta
+from shared import keys
 from shared.config import Site
+from shared.durable import write_bytes
 from shared.errors import DataError
+from shared.record import Positive, Record
 
+LOG = logging.getLogger("fedsynth.client")
+LEDGER_FILE = "ledger.jsonl"
 KEY_FILE = "pseudonym.key"
 COHORT_FILE = "cohort.id"  # inside the cohort's folder: whose key made its pseudonyms
 
@@ -43,6 +58,86 @@ def save(patient: Patient, folder: Path) -> None:
     partial.replace(folder / f"{patient.pseudonym}.npz")
 
 
+class Facts(Record):
+    """What the node may know of a cohort: enough to compare it with an experiment and to charge for it, and no patient.
+
+    cohort       name in the ledger, from the hospital's key
+    members      SHA-256 of the list of pseudonyms, which lies beside the ledger; none: the cohort was made with another key
+    delta        what follows from the number of patients (a power of ten), for sites whose file names none
+    classes      names of the labels in order, as given to the ingest; none: every patient is unlabelled
+    """
+
+    version: Literal[1] = 1
+    cohort: str
+    members: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+    delta: float
+    modality: str
+    image_size: Positive
+    channels: Positive = 1
+    classes: tuple[str, ...]
+
+
+def facts_path(work: Path) -> Path:
+    return keys.private_folder(work / "node") / "cohort.json"
+
+
+def register(site: Site, work: Path, *, image_size: int, classes: Sequence[str]) -> Facts:
+    """Write down the facts of the finished cohort of `work`, and the list of its members beside the ledger."""
+    folder, mine = work / "cohort", records(site, work)
+    names = sorted(path.stem for path in folder.glob("*.npz"))
+    cohort = cohort_id(mine)
+    try:
+        ours = (folder / COHORT_FILE).read_text(encoding="ascii") == cohort
+    except (OSError, UnicodeDecodeError):
+        ours = False
+    facts = Facts(
+        cohort=cohort,
+        members=membership.keep(mine / LEDGER_FILE, names) if ours else None,
+        delta=default_delta(max(1, len(names))),
+        modality=site.modality,
+        image_size=image_size,
+        classes=tuple(classes),
+    )
+    write_bytes(facts_path(work), facts.model_dump_json(indent=2).encode())
+    return facts
+
+
+def forget(work: Path) -> None:
+    """A cohort that is about to be replaced has no facts, whenever the replacing ends."""
+    path = facts_path(work)
+    path.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def facts(work: Path) -> Facts:
+    """The facts of a cohort. DataError where the ingest was not finished, or was made by an older version."""
+    try:
+        return Facts.model_validate_json(facts_path(work).read_bytes())
+    except (OSError, ValidationError):
+        raise DataError(
+            f"{work} has no whole {facts_path(work).name}: run `fedsynth client ingest` again; what is finished is taken over"
+        ) from None
+
+
+def load_usable(folder: Path, image_size: int) -> list[Patient]:
+    """The patients whom training can use. One who cannot be read, or whose images have another size, is left out, and only this
+    site's log says that there was one: a failure would tell others about a patient."""
+    found, left = [], 0
+    for path in sorted(folder.glob("*.npz")):
+        try:
+            patient = load_one(path)
+        except DataError:
+            left += 1
+            continue
+        if patient.x_SHW.shape[1:] == (image_size, image_size):
+            found.append(patient)
+        else:
+            left += 1
+    if left:
+        LOG.error("%d patients cannot be used and contribute nothing; run `fedsynth client ingest` again", left)
+    return found
+
+
 def load(folder: Path) -> list[Patient]:
     """All patients of a cohort folder in the order of their pseudonyms; DataError when there is none."""
     patients = [load_one(path) for path in sorted(folder.glob("*.npz"))]
@@ -58,7 +153,7 @@ def load_one(path: Path) -> Patient:
             x_SHW, label = arrays["x"], int(arrays["label"])
         if x_SHW.dtype != np.uint8 or x_SHW.ndim != 3 or len(x_SHW) == 0:
             raise ValueError
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (Exception, MemoryError):  # noqa: BLE001 - zip, zlib and numpy raise whatever they like at bytes that are not theirs
         raise DataError(f"{path.name} is damaged; run `fedsynth client ingest` again") from None
     return Patient(path.stem, label, x_SHW)
 
@@ -91,14 +186,3 @@ def records(site: Site, work: Path) -> Path:
                 "ledger there if there are none yet, or begin a new work folder"
             )
     return site.records
-
-
-def members(site: Site, work: Path, cohort: Iterable[Patient]) -> frozenset[str] | None:
-    """Pseudonyms of everybody in the cohort, or none where it was not made with the key that the hospital's records hold."""
-    try:
-        made_by = (work / "cohort" / COHORT_FILE).read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError):
-        return None
-    if made_by != cohort_id(records(site, work)):
-        return None
-    return frozenset(patient.pseudonym for patient in cohort)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from client import budget, dataset
+from client import dataset
 from client.link import approval, isolation, journal, line, node, starter
 from privacy import ledger
 from shared import bundle, checks, keys
@@ -69,7 +69,7 @@ def _cohort(work: Path) -> list[str]:
 
 
 def _ledger(site: Site, work: Path) -> list[str]:
-    path = dataset.records(site, work) / budget.LEDGER_FILE
+    path = dataset.records(site, work) / dataset.LEDGER_FILE
     if path.exists():
         ledger.verify(path)
     if site.epsilon_cap is None:

@@ -5,6 +5,8 @@ Charging for them and asking the policy come first and are the caller's duty. Wh
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping
 
 import torch
@@ -17,6 +19,7 @@ from shared.config import Experiment
 from shared.diffusion import Process
 from shared.network import Model
 
+LOG = logging.getLogger("fedsynth.client")
 DRAWS = 4  # losses of one patient that are averaged, each over the slices and draws of a training step
 
 
@@ -37,18 +40,18 @@ def measure(
 
 @torch.no_grad()
 def losses(model: Model, cohort: list[Patient], experiment: Experiment, draws: int = DRAWS) -> list[float]:
-    """The training loss of every patient of the cohort, exact: private, never to be sent or logged."""
+    """The training loss of every patient of the cohort, exact: private, never to be sent or logged. NaN where there is none."""
     device = next(model.parameters()).device
     process, secure = Process(device), SecureRandom()
     rng = torch.Generator(device).manual_seed(secure.seed())
     found = []
     for patient in cohort:
-        encoded = encode(model, patient, device)
-        drawn = [
-            patient_loss(
-                model, process, encoded, experiment, secure.subset(len(patient.x_SHW), experiment.training.slices), rng
-            )
-            for _ in range(draws)
-        ]
-        found.append(float(torch.stack(drawn).mean()))
+        try:
+            encoded = encode(model, patient, device)
+            slices = [secure.subset(len(patient.x_SHW), experiment.training.slices) for _ in range(draws)]
+            drawn = [patient_loss(model, process, encoded, experiment, chosen, rng) for chosen in slices]
+            found.append(float(torch.stack(drawn).mean()))
+        except Exception as error:  # noqa: BLE001 - a failure would tell of a patient: no number, which has its own rule
+            LOG.error("%s while a loss was measured", type(error).__name__)
+            found.append(math.nan)
     return found

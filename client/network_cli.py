@@ -11,7 +11,7 @@ from client import checkup
 from client.doctor import examine
 from client.link import approval, journal, node, starter
 from client.link.supervise import supervise
-from shared import bundle, keys, logs
+from shared import bundle, bundle_diff, keys, logs
 from shared.audit_cli import print_entries
 from shared.checks import report
 from shared.config import Site, read
@@ -77,21 +77,30 @@ def approve_command(
 ) -> None:
     """Approve the code that may run here: the sources installed on this machine, as one bundle with a hash.
 
-    Shows what changed since the last approval. A coordinator with the same version has the same bundle; any other is refused
-    before a byte of it is unpacked, and kept in work/node/refused to look at.
+    Shows what changed since the last approval, or else to the sources installed here. A coordinator with the same version has the
+    same bundle; any other is refused before a byte of it is unpacked, and kept in work/node/refused to look at. What is no
+    printable ASCII is shown by its number; a bundle that a person could misread cannot be approved.
     """
     settings = read(site, Site)
     if withdraw is not None:
         typer.echo(f"withdrew {approval.withdraw(work, withdraw)} approvals")
         return
-    data = bundle.build() if look_at is None else look_at.read_bytes()
-    digest = bundle.sha256(data)
-    listing, text = bundle.changes(approval.last(settings, work), data)
+    ours = bundle.build()
+    data = ours if look_at is None else look_at.read_bytes()
+    digest, same = bundle.sha256(data), data == ours
+    before = approval.last(settings, work)
+    listing, text = bundle_diff.changes(before if before or same else ours, data)
     typer.echo(f"bundle {digest}, {len(data)} bytes")
-    for line in listing or ["  nothing changed since the last approval"]:
+    typer.echo(f"  {'every byte is' if same else 'NOT'} that of the sources installed on this machine")
+    past = (
+        "the last approval" if before else "nothing: none was approved before" if same else "the sources installed here"
+    )
+    typer.echo(f"  compared with {past}:")
+    for line in listing or ["nothing changed"]:
         typer.echo(f"  {line}")
     if diff:
         typer.echo(text)
+    approval.check(work, data)
     if not yes:
         typer.confirm(f"may this run at {settings.name}?", abort=True)
     approval.approve(settings, work, data, key)

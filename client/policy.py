@@ -1,47 +1,124 @@
 """What this hospital permits. Its own file decides; nothing that arrives can widen it.
 
-The app asks before it computes; in a deployed federation the node's boundary asks again, in a process of its own, on the way in
-and on the way out (boundary.py).
+One checker for every kind of message. Whoever stands at the door asks it before anything else (admission.py); the app asks it once
+more before it computes.
 
-Left out: approval of code by hash (approval.py).
+| bounded here                                  | because                                                                     |
+|-----------------------------------------------|-----------------------------------------------------------------------------|
+| epsilon, delta, noise and rate from below     | what the ledger counts must be what protects                                |
+| `max_grad_norm`, learning rate, received weights | what is computed before the noise must stay finite                       |
+| slices times draws, parameters, steps, rounds | what a step costs must not tell patients apart, nor stop the machine        |
+| base, trainable part, classes, image size     | a stranger chooses from a list                                              |
+
+Left out: approval of code by hash (approval.py), and what is spent (budget.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
-from privacy.planning import default_delta
+from torch import Tensor
+
+from client.dataset import Facts
 from privacy.statistics import asked
-from shared import errors
+from shared import refusals
 from shared.config import Experiment, Site
-from shared.errors import FedsynthError, PolicyError, PrivacyError
-from shared.messages import Refusal, TrainReply
+from shared.errors import (
+    BudgetExceeded,
+    ConfigError,
+    LedgerError,
+    MessageError,
+    PolicyError,
+    PrivacyError,
+    WeightsError,
+)
+from shared.messages import TrainReply
 
 LARGEST_DELTA = 1e-5  # of an experiment, where the site's file says nothing
 
 
-def check(site: Site, experiment: Experiment, noise_multiplier: float) -> None:
-    """Raise PrivacyError when the request asks for more than this site permits. The ledger checks the sum of all runs."""
-    refused = sorted(set(asked(experiment.privacy.statistics, 1)) - set(site.share))
-    if refused:
-        raise PrivacyError(
-            f"{site.name} does not share its {refused[0]}; ask without `privacy.statistics.{refused[0].replace('-', '_')}`, "
-            f"or the hospital adds {refused[0]} to `share` in its file"
-        )
-    _check_limits(site, experiment)
-    if site.epsilon_cap is None:
-        return  # a rehearsal on data that protects nobody
-    privacy = experiment.privacy
-    if privacy.epsilon is None or noise_multiplier <= 0:
-        raise PrivacyError(f"{site.name} does not train without privacy; set `privacy.epsilon` in the experiment")
-    if privacy.epsilon > site.epsilon_cap:
-        raise PrivacyError(
-            f"{site.name} permits epsilon {site.epsilon_cap:g} per patient, the experiment asks for {privacy.epsilon:g}"
-        )
+def check(site: Site, experiment: Experiment, noise_multiplier: float | None = None) -> None:
+    """Raise PolicyError when a message asks for more than this site permits. The ledger checks the sum of all runs.
+
+    noise_multiplier   of a round; none: the message is about a release and trains nothing
+    """
+    limits, training, privacy = site.policy, experiment.training, experiment.privacy
+    figures = asked(privacy.statistics, 1)
+    steps, pictures = training.rounds * training.steps, training.slices * training.draws
+    for name in figures:
+        key = f"privacy.statistics.{name.replace('-', '_')}"
+        _most(site, key, name in site.share, f"does not share its {name} (`share`)")
+    for key, value, most in (
+        ("training.rounds", training.rounds, limits.rounds),
+        ("training.steps", steps, limits.steps),
+        ("training.slices", pictures, limits.pictures),
+        ("training.learning_rate", training.learning_rate, limits.learning_rate),
+        ("privacy.max_grad_norm", privacy.max_grad_norm, limits.largest_norm),
+    ):
+        _most(site, key, value <= most, f"permits {most:g} at most, the experiment asks for {value:g}")
+    known = ", ".join(limits.trainable)
+    _most(site, "training.trainable", training.trainable in limits.trainable, f"permits training of {known}")
+    allowed = not limits.bases or experiment.base in limits.bases
+    _most(site, "base", allowed, f"permits the bases {', '.join(limits.bases)}")
+    if noise_multiplier is None or site.epsilon_cap is None:  # without a cap: a rehearsal on data that protects nobody
+        return
+    private = privacy.epsilon is not None and noise_multiplier > 0
+    _most(site, "privacy.epsilon", private, "does not train without privacy")
+    assert privacy.epsilon is not None
+    said = f"permits epsilon {site.epsilon_cap:g} per patient, the experiment asks for {privacy.epsilon:g}"
+    _most(site, "privacy.epsilon", privacy.epsilon <= site.epsilon_cap, said)
     largest = LARGEST_DELTA if site.delta is None else site.delta
-    if privacy.delta > largest:
-        raise PrivacyError(f"{site.name} permits delta {largest:g}, the experiment asks for {privacy.delta:g}")
+    said = f"permits delta {largest:g}, the experiment asks for {privacy.delta:g}"
+    _most(site, "privacy.delta", privacy.delta <= largest, said)
+    least = min([noise_multiplier, *figures.values()])
+    said = f"permits no noise multiplier below {limits.smallest_noise:g}, the round has {least:g}"
+    _most(site, "privacy.epsilon", least >= limits.smallest_noise, said)
+    said = f"permits no sampling rate below {limits.smallest_rate:g}, the experiment asks for {privacy.sampling_rate:g}"
+    _most(site, "privacy.sampling_rate", privacy.sampling_rate >= limits.smallest_rate, said)
+
+
+def check_weights(site: Site, received: Mapping[str, Tensor]) -> None:
+    """Raise PolicyError when a received weight is larger than any that an honest network has."""
+    largest = max((float(t.abs().max()) for t in received.values() if t.numel()), default=0.0)
+    if not largest <= site.policy.weight:
+        raise PolicyError(
+            f"a received weight of {largest:g}; {site.name} permits {site.policy.weight:g} (`policy.weight`)"
+        )
+
+
+def check_size(site: Site, parameters: int) -> None:
+    """Raise PolicyError when a network is larger than this site permits."""
+    if parameters > site.policy.parameters:
+        raise PolicyError(
+            f"a network of {parameters} parameters; {site.name} permits {site.policy.parameters} (`policy.parameters`)",
+            setting="network",
+        )
+
+
+def check_cohort(site: Site, experiment: Experiment, facts: Facts) -> None:
+    """Raise PolicyError when the experiment is for images or classes other than the cohort's. Compares public facts alone."""
+    size, classes = experiment.network.image_size, tuple(experiment.classes)
+    if facts.image_size != size:
+        raise PolicyError(
+            f"the cohort has images of {facts.image_size} pixels, the experiment wants {size}: run `fedsynth client ingest` with "
+            f"--image-size {size} to take part",
+            word="cohort",
+            setting="network.image_size",
+        )
+    if facts.classes and facts.classes != classes:
+        raise PolicyError(
+            f"the cohort was made with the classes {', '.join(facts.classes)}, the experiment has {', '.join(classes)[:200]}: run "
+            f"`fedsynth client ingest` with --classes in that order to take part as {site.name}",
+            word="cohort",
+            setting="classes",
+        )
+
+
+def _most(site: Site, key: str, holds: bool, said: str) -> None:
+    if not holds:
+        raise PolicyError(f"{site.name} {said} (`{key}`)", setting=key)
 
 
 def refuse_seeds(*configurations: Mapping[str, object]) -> None:
@@ -51,40 +128,29 @@ def refuse_seeds(*configurations: Mapping[str, object]) -> None:
             raise PrivacyError(f"the configuration holds `{key[:40]}`; a hospital's app takes no seed, leave it out")
 
 
-def _check_limits(site: Site, experiment: Experiment) -> None:
-    limits, training = site.policy, experiment.training
-    steps = training.rounds * training.steps
-    if training.rounds > limits.rounds:
-        raise PolicyError(f"{site.name} permits {limits.rounds} rounds, the experiment asks for {training.rounds}")
-    if steps > limits.steps:
-        raise PolicyError(f"{site.name} permits {limits.steps} steps in all, the experiment asks for {steps}")
-    if training.trainable not in limits.trainable:
-        raise PolicyError(f"{site.name} permits training of {', '.join(limits.trainable)}, not `{training.trainable}`")
-    if limits.bases and experiment.base not in limits.bases:
-        raise PolicyError(f"{site.name} permits the bases {', '.join(limits.bases)}, not the one asked for")
-
-
 def check_reply(site: Site, experiment: Experiment, reply: TrainReply) -> None:
     """Raise PolicyError unless a reply says of itself what this hospital's file and the request say."""
     if reply.site != site.name:
         raise PolicyError("the reply bears another site's name")
-    if reply.weight != site.weight:
-        raise PolicyError("the reply bears another weight than the site's file")
     if reply.steps != experiment.training.steps:
         raise PolicyError("the reply states other steps than were asked for")
 
 
-def refusal(site: Site, reply: Refusal) -> Refusal:
-    """What may leave of an app's refusal: the name of the error, if it is one of ours. Its text stays in the site's log."""
-    name = reply.reason.partition(":")[0]
-    kind = getattr(errors, name, None) if name.isidentifier() else None
-    known = name if isinstance(kind, type) and issubclass(kind, FedsynthError) else "the site's app refused or failed"
-    return Refusal(site.name, f"{known}: the site's own log says why")
+def refusal(name: str, error: BaseException) -> refusals.Refusal:
+    """What may leave of an error: one of a few sentences, by its kind. Its text stays in the site's log."""
+    kinds: list[tuple[Any, str]] = [
+        (BudgetExceeded, "budget"),
+        (LedgerError, "ledger"),
+        ((MessageError, ConfigError, WeightsError), "unreadable"),
+    ]
+    if isinstance(error, PolicyError):
+        return refusals.Refusal(name, error.word, error.setting)
+    return refusals.Refusal(name, next((word for kind, word in kinds if isinstance(error, kind)), "failed"))
 
 
-def delta(site: Site, patients: int) -> float:
+def delta(site: Site, facts: Facts) -> float:
     """The delta at which the cap holds. Without a word in the site's file it follows the number of patients: keep it here."""
-    return default_delta(patients) if site.delta is None else site.delta
+    return facts.delta if site.delta is None else site.delta
 
 
 def cap(site: Site) -> float:

@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from privacy import durable
+from shared import keys
 from shared.errors import LedgerError
 from shared.messages import TrainReply
 
@@ -38,17 +39,22 @@ LOG = logging.getLogger("fedsynth.client")
 FILE = "reply.kept"
 
 
+def path(work: Path) -> Path:
+    """Beside the node's key, out of the app's reach."""
+    return keys.private_folder(work / "node") / FILE
+
+
 def find(work: Path, request: str) -> TrainReply | None:
     """The reply that was kept for this request, or none."""
     try:
-        digest, _, data = (work / FILE).read_bytes().partition(b"\n")
+        digest, _, data = path(work).read_bytes().partition(b"\n")
         if hashlib.sha256(data).hexdigest().encode() != digest:
             raise ValueError
         head, _, tensors = data.partition(b"\n")
         about = json.loads(head)
         if about["request"] != request:
             return None
-        return TrainReply(update=load(tensors), **about)
+        return TrainReply(update=load(tensors), **(about | {"ledger": tuple(about["ledger"])}))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
@@ -62,11 +68,11 @@ def keep(work: Path, reply: TrainReply) -> None:
     update = {name: t.detach().cpu().float().contiguous() for name, t in reply.update.items()}
     data = json.dumps(about).encode() + b"\n" + save(update)
     try:
-        durable.replace(work / FILE, hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+        durable.replace(path(work), hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
     except (OSError, LedgerError) as error:
         LOG.warning("the reply could not be kept (%s); if it is lost on its way, the round is charged again", error)
 
 
 def drop(work: Path) -> None:
     """Forget the reply of an earlier request."""
-    (work / FILE).unlink(missing_ok=True)
+    path(work).unlink(missing_ok=True)

@@ -9,7 +9,8 @@ mean loss, where the site shares one, is figures.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,9 @@ from shared.device import precision
 from shared.diffusion import Process
 from shared.network import Model
 from shared.prior import levels
+
+LOG = logging.getLogger("fedsynth.client")
+SLICES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def train(
         noise=secure,
     )
     # Encode once: the encoder is public and frozen
-    patients = [encode(model, patient, device) for patient in cohort]
+    patients = list(usable(model, cohort, device, strict=noise_multiplier == 0))
     process = Process(device)
     # Noise of the diffusion process protects nobody, so a fast generator will do; its seed is as secret as the rest
     rng = torch.Generator(device).manual_seed(secure.seed())
@@ -148,10 +152,28 @@ def denoising_loss(
         ).mean()
 
 
+def usable(model: Model, cohort: Sequence[Patient], device: torch.device, *, strict: bool) -> Iterator[Encoded]:
+    """The patients, encoded. One who cannot be is left out, a contribution of zero; without privacy (`strict`) that is an error."""
+    for patient in cohort:
+        try:
+            yield encode(model, patient, device)
+        except Exception as error:
+            if strict:
+                raise
+            LOG.error("%s while a patient was encoded, who contributes nothing", type(error).__name__)
+
+
 @torch.no_grad()
 def encode(model: Model, patient: Patient, device: torch.device) -> Encoded:
-    """Move a patient to the device and summarise its slices with the public encoder."""
+    """Move a patient to the device and summarise its slices with the public encoder, a few at a time.
+
+    A label that the experiment does not know is none: a patient's loss is defined whatever the coordinator's classes are.
+    """
     x_SHW = torch.from_numpy(patient.x_SHW).to(device)
-    x_S1HW = x_SHW.float()[:, None] / 127.5 - 1
-    z_SF, s_SA, u_S = model.encoder(x_S1HW)[0], statistics(x_S1HW), levels(len(x_SHW)).to(device)
-    return Encoded(patient.pseudonym, x_SHW, z_SF, s_SA, u_S, patient.label)
+    label = patient.label if 0 <= patient.label < len(model.classes) else -1
+    z, s = [], []
+    for x_BHW in x_SHW.split(SLICES_AT_ONCE):
+        x_B1HW = x_BHW.float()[:, None] / 127.5 - 1
+        z.append(model.encoder(x_B1HW)[0])
+        s.append(statistics(x_B1HW))
+    return Encoded(patient.pseudonym, x_SHW, torch.cat(z), torch.cat(s), levels(len(x_SHW)).to(device), label)

@@ -32,7 +32,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from privacy.sgd import GAMMA, Clipping, PatientOptimizer, private_step
+from privacy.exact_sum import GAMMA, Clipping
+from privacy.sgd import PatientOptimizer, private_step
 from shared.errors import PrivacyError
 
 T = TypeVar("T")

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from shared.errors import PrivacyError
 
+SEED_VARIABLE = "FEDSYNTH_SIMULATED_SEED"  # set by a simulation alone: its noise can be repeated, and protects nobody
 KEY_BYTES = 32
 CHUNK = 1 << 15  # pairs at a time: the working set stays in the L2 cache
 TWO_53 = 2.0**53

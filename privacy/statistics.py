@@ -20,10 +20,11 @@ Condition     a patient's loss depends on that patient alone, and on public weig
 | a negative count                 | given as it is: cutting it at 0 would bias an average over sites                     |
 | a noisy number of patients below 1 | 1 divides: the mean is then worthless, and nothing about it is revealed by an error|
 | the mean beyond 0 or L           | cut to [0, L]                                                                        |
-| z of 0, or L of 0                | PrivacyError: there is no figure without noise                                       |
+| z or L beyond 1e-9 to 1e9        | PrivacyError, before anything is computed: inside, no number overflows whatever the losses |
 
-The count is rounded to a whole number, the two sums to a grid of 2^-20 of their noise: the low bits of floating-point noise,
-by which it gives its input away (Mironov 2012), never leave.
+Losses are added as whole numbers of L / 2^24, cut towards zero, so that one patient moves the sum by no rounding of others'. The
+count is rounded to a whole number, the two sums to a grid of 2^-20 of their noise: the low bits of floating-point noise, by which
+it gives its input away (Mironov 2012), never leave.
 
 Left out: figures per class, and anything that needs a bound which data would have to suggest.
 """
@@ -39,8 +40,12 @@ from shared.config import Experiment, Statistics
 from shared.errors import PrivacyError
 
 COUNT, LOSS = "patient-count", "mean-loss"  # as they are named in a site's `share` and in its reply
+MOST_PATIENTS = 10_000_000  # of one hospital
+FARTHEST = 12.0  # standard deviations: SecureRandom's noise ends at 8.57
 JOINT = math.sqrt(2)  # L2 sensitivity of (loss / L, 1)
 GRID_BITS = 20
+UNITS = 2**24  # of a loss, in L
+SMALLEST, LARGEST = 1e-9, 1e9  # of z and of L
 
 
 def asked(settings: Statistics, number: int) -> dict[str, float]:
@@ -61,6 +66,14 @@ def prices(experiment: Experiment) -> dict[str, float]:
         name: epsilon([Event(z, 1.0, 1 if name == COUNT else rounds)], experiment.privacy.delta)
         for name, z in asked(settings, 1).items()
     }
+
+
+def possible(settings: Statistics, name: str, value: float) -> bool:
+    """Whether a site can have computed this value of a figure that was asked for."""
+    if name == LOSS:
+        return 0 <= value <= settings.loss_bound
+    farthest = FARTHEST * (settings.patient_count or 0.0) + 1
+    return value == math.floor(value) and -farthest <= value <= MOST_PATIENTS + farthest
 
 
 def patient_count(patients: int, noise_multiplier: float, noise: SecureRandom | None = None) -> int:
@@ -87,19 +100,24 @@ def noisy_sums(
 ) -> tuple[float, float]:
     """Sum of loss / L and number of patients, both noised, on their grid. Standard deviation noise_multiplier sqrt 2 each."""
     _check(noise_multiplier)
-    if not 0 < bound < math.inf:
-        raise PrivacyError(f"the bound of a loss is {bound}; it is positive and finite, and the same whatever the data")
+    if not SMALLEST <= bound <= LARGEST:
+        raise PrivacyError(
+            f"the bound of a loss is {bound}; it lies between {SMALLEST:g} and {LARGEST:g}, whatever the data"
+        )
     clipped = [min(1.0, max(0.0, x / bound)) if math.isfinite(x) else 1.0 for x in losses]
+    exact = sum(int(x * UNITS) for x in clipped) / UNITS  # a power of two: no rounding
     std = noise_multiplier * JOINT
     grid = 2.0 ** (math.floor(math.log2(std)) - GRID_BITS)
     values = (noise or SecureRandom()).gaussian((2,))
     total, patients = (
-        round((exact + std * float(v)) / grid) * grid
-        for exact, v in zip((math.fsum(clipped), float(len(clipped))), values, strict=True)
+        round((figure + std * float(v)) / grid) * grid
+        for figure, v in zip((exact, float(len(clipped))), values, strict=True)
     )
     return total, patients
 
 
 def _check(noise_multiplier: float) -> None:
-    if not 0 < noise_multiplier < math.inf:
-        raise PrivacyError(f"the noise multiplier of a figure is {noise_multiplier}; it is positive and finite")
+    if not SMALLEST <= noise_multiplier <= LARGEST:
+        raise PrivacyError(
+            f"the noise multiplier of a figure is {noise_multiplier}; it lies between {SMALLEST:g} and {LARGEST:g}"
+        )

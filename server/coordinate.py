@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from flwr.serverapp import Grid
 
+from privacy.noise import SEED_VARIABLE
 from server import checkpoint, journal
 from server.aggregate import ServerOptimizer, Tensors
 from server.events import Events, read
+from server.ledgers import Ledgers
 from server.link.nodes import names
 from server.measure.evaluate import Evaluator, Heldout
 from server.measure.study import study
@@ -104,7 +106,9 @@ def coordinate(grid: Grid, experiment: Experiment, out: Path) -> None:
         events=events,
         optimizer=optimizer,
         after_round=after_round,
+        ledgers=Ledgers(out.parent),
         names=lambda: names(out),
+        rehearsal=SEED_VARIABLE in os.environ,
     )
     strategy.run(grid, done + 1, rounds)
     _study(experiment, evaluator, heldout, events, out)

@@ -1,4 +1,4 @@
-"""`fedsynth server provision | approve | revoke | sites | doctor | serve | run`: a federation over a network."""
+"""`fedsynth server provision | approve | revoke | sites | accept-ledger | doctor | serve | run`: a federation over a network."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from server import ledgers
 from server.doctor import examine
 from server.link import provision
 from server.link.run import run
@@ -80,6 +81,23 @@ def sites_command(
         typer.echo(f"{m.site:20} {state:18} {m.fingerprint}")
     for line in provision.warnings(folder):
         typer.echo(f"warning: {line}", err=True)
+
+
+@app.command(
+    "accept-ledger", epilog='Example: fedsynth server accept-ledger brains.yaml north --why "DPO, 12 Oct: disk lost"'
+)
+def accept_ledger_command(
+    federation: File,
+    site: Annotated[str, typer.Argument(help="name of the site")],
+    why: Annotated[str, typer.Option(help="who decided at the hospital, and why; written into the journal")],
+) -> None:
+    """Take a site's ledger that was refused because it is shorter than one that it showed before, or another.
+
+    Only after the hospital's privacy office has decided: what the lost records said was spent is not counted there any more.
+    """
+    _, folder = _open(federation)
+    new = ledgers.accept(folder, site, why)
+    typer.echo(f"accepted the ledger of {site}: {new.records} records, {new.hash[:12]}")
 
 
 @app.command("doctor", epilog="Example: fedsynth server doctor brains.yaml --json")

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from server import ledgers
 from server.link import jobs, provision, seen
 from server.link.provision import Federation
 from server.progress import Run, newest
@@ -72,7 +73,7 @@ def of_federation(federation: Federation, folder: Path) -> Status:
     alarms = [f"the {what} certificate has expired" for what, days in certificates.items() if days < 0]
     if not serving:
         alarms.append("no server runs; start it with `fedsynth server serve`")
-    alarms += _of_run(run) + _of_journal(checked)
+    alarms += _of_run(run) + _of_journal(checked) + ledgers.alarms(folder)
     return Status(
         name=federation.name,
         time=keys.now().isoformat(),

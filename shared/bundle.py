@@ -4,14 +4,15 @@ The bundle is a function of the installed sources and the version alone: sorted 
 differs between machines). So a coordinator and a hospital that installed the same version build the same bytes, and the
 hospital approves what it has itself, not what it was sent.
 
-Format: Flower's app bundle, a zip with pyproject.toml and .info/CONTENT, at most 10 MB.
+Format: Flower's app bundle, a zip with pyproject.toml and .info/CONTENT, at most 10 MB. One set of files has one packing
+(`pack`): an archive that two unpackers could read in two ways is known by not being that one (bundle_check.py).
 
-Left out: weights, dependencies and the interpreter. They are not in a bundle; they are the hospital's own installation.
+Left out: what may be in a bundle (bundle_check.py) and what a reviewer is shown (bundle_diff.py); weights, dependencies and the
+interpreter, which are the hospital's own installation.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import io
 import zipfile
@@ -22,6 +23,8 @@ from shared.errors import FederationError
 
 ROOMS = ("client", "privacy", "server", "shared")
 LIMIT = 10 * 1024 * 1024
+UNPACKED = 64 * 1024 * 1024
+CONTENT = ".info/CONTENT"  # Flower's list of the files
 ROOT = Path(__file__).parent.parent
 
 PROJECT = """\
@@ -53,17 +56,22 @@ def build(root: Path = ROOT) -> bytes:
         if not sources:
             raise FederationError(f"{root / room} holds no sources; install fedsynth again")
         files |= {path.relative_to(root).as_posix(): path.read_bytes() for path in sources}
-    listing = [f"{name},{hashlib.sha256(data).hexdigest()},{len(data) * 8}" for name, data in sorted(files.items())]
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in [*sorted(files.items()), (".info/CONTENT", "\n".join(listing).encode())]:
-            entry = zipfile.ZipInfo(name, (2024, 10, 1, 0, 0, 0))
-            entry.create_system, entry.external_attr = 3, 0o600 << 16
-            archive.writestr(entry, data)
-    bundle = out.getvalue()
+    bundle = pack(files)
     if len(bundle) > LIMIT:
         raise FederationError(f"the bundle has {len(bundle)} bytes, at most {LIMIT} may travel")
     return bundle
+
+
+def pack(files: dict[str, bytes]) -> bytes:
+    """The one archive of these files: their names sorted, Flower's list of their hashes last."""
+    listing = [f"{name},{hashlib.sha256(data).hexdigest()},{len(data) * 8}" for name, data in sorted(files.items())]
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in [*sorted(files.items()), (CONTENT, "\n".join(listing).encode())]:
+            entry = zipfile.ZipInfo(name, (2024, 10, 1, 0, 0, 0))
+            entry.create_system, entry.external_attr = 3, 0o600 << 16
+            archive.writestr(entry, data)
+    return out.getvalue()
 
 
 def sha256(bundle: bytes) -> str:
@@ -78,26 +86,14 @@ def contents(bundle: bytes) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
             entries = archive.infolist()
-            if sum(e.file_size for e in entries) > 64 * 1024 * 1024:
+            if sum(e.file_size for e in entries) > UNPACKED:
                 raise FederationError("the bundle would unpack to more than 64 MB; it is not one of ours")
             names = [e.filename for e in entries]
             if len(set(names)) != len(names) or any(n.startswith("/") or ".." in n.split("/") for n in names):
                 raise FederationError("the bundle names a file twice or outside its folder; it is not one of ours")
-            return {e.filename: archive.read(e) for e in entries if not e.is_dir() and e.filename != ".info/CONTENT"}
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
+            return {e.filename: archive.read(e) for e in entries if e.filename != CONTENT}
+    except FederationError:
+        raise
+    except Exception as error:
+        # zipfile, zlib and struct each have their own errors for bytes that a stranger chose
         raise FederationError("the bundle is not a whole zip file") from error
-
-
-def changes(before: bytes | None, after: bytes) -> tuple[list[str], str]:
-    """What a reviewer reads: one line for each added (+), removed (-) or changed (~) file, and a unified diff."""
-    old, new = contents(before) if before else {}, contents(after)
-    listing: list[str] = []
-    text: list[str] = []
-    for name in sorted(old.keys() | new.keys()):
-        if old.get(name) == new.get(name):
-            continue
-        sign = "+" if name not in old else "-" if name not in new else "~"
-        listing.append(f"{sign} {name}")
-        left, right = (files.get(name, b"").decode("utf-8", "replace").splitlines() for files in (old, new))
-        text += difflib.unified_diff(left, right, f"approved/{name}", f"new/{name}", lineterm="")
-    return listing, "\n".join(text)

@@ -9,7 +9,7 @@ Left out: anything that reads data, and defaults that depend on the machine (see
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,7 +20,9 @@ from shared.reading import validate as validate  # noqa: PLC0414
 from shared.record import Positive, PositiveFloat, Record
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
-SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,39}$"
+SiteName = Annotated[str, Field(pattern=SITE_NAME)]
+Weight = Annotated[float, Field(ge=0.01, le=100)]
 Sampler = Literal["ddim", "dpm++", "ddpm"]
 CheckName = Literal[
     "privacy", "sites", "audit", "classes", "diversity", "sharpness", "likeness", "cliques", "copies and membership"
@@ -48,7 +50,6 @@ class Site(Record):
     release_checks  how many times, over the cohort's life, the site says whether a proposed release holds near-copies of its
                     patients: one bit each, pass or fail, which is not differentially private. 0: never
     share           noisy figures that may leave beside the update: "patient-count", "mean-loss"; each has its price
-    weight          public weight of this site's update in the average; never derived from its patient count
     policy          limits and approvals for the deployed federation
     """
 
@@ -67,8 +68,17 @@ class Site(Record):
     separate_cohorts: bool = False
     share: tuple[Literal["patient-count", "mean-loss"], ...] = ()
     release_checks: Annotated[int, Field(ge=0)] = 3
-    weight: PositiveFloat = 1.0
     policy: Policy = Policy()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _moved(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and "weight" in tree:
+            raise ValueError(
+                "`weight` is no longer a hospital's to say; leave it out, and the coordinator writes "
+                "`federation.weights: {NAME: WEIGHT}` into the experiment"
+            )
+        return tree
 
     @model_validator(mode="after")
     def _consistent(self) -> Site:
@@ -170,6 +180,8 @@ class Federation(Record):
     join_timeout_s   time for all sites to be there when a round begins
     attempts         a round with too few replies is asked again; the run ends when all attempts have failed
     aggregation      "mean" of updates with public weights; the others withstand `assumed_bad_sites` sites that send nonsense
+    weights          how much a site counts in "mean" and "multi-krum", by its name, 0.01 to 100; who is not named counts 1. The
+                     coordinator's to say, public (every site is sent it), and never derived from patient counts
     server_optimizer what is done with the combined update: "average" adds it, "momentum" (FedAvgM), "adam" (FedAdam)
     proximal         FedProx's mu: pulls a site's parameters back to the received ones in every step (Li et al. 2020, equation 2)
     """
@@ -180,8 +192,9 @@ class Federation(Record):
     attempts: Positive = 3
     aggregation: Literal["mean", "median", "trimmed-mean", "krum", "multi-krum"] = "mean"
     assumed_bad_sites: Annotated[int, Field(ge=0)] = 1
+    weights: dict[SiteName, Weight] = Field(default={})
     server_optimizer: Literal["average", "momentum", "adam"] = "average"
-    server_learning_rate: PositiveFloat = 1.0
+    server_learning_rate: Annotated[float, Field(gt=0, le=100)] = 1.0
     proximal: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
@@ -290,6 +303,9 @@ class Experiment(Record):
             raise ValueError("`data: sites` and a list of `sites` go together; give both or neither")
         if len({site.name for site in self.sites}) != len(self.sites):
             raise ValueError("two sites have the same name; give each its own")
+        unknown = sorted(set(self.federation.weights) - {site.name for site in self.sites})
+        if self.sites and unknown:
+            raise ValueError(f"`federation.weights` names `{unknown[0]}`, which is no site of the experiment")
         return self
 
     @property

@@ -1,20 +1,62 @@
-"""Files that are there whole or not at all, whenever the process or the machine ends.
+"""Files that are there whole or not at all, and on the disk when the call returns, whenever the process or the machine ends.
 
-Left out: locks, and what only the privacy ledger needs (privacy/durable.py).
+A file's bytes and its name are two things for the disk: after a rename or a removal the folder is waited for as well, or the old
+file would be back after a power cut.
+
+| edge case                                     | what happens                                                            |
+|-----------------------------------------------|-------------------------------------------------------------------------|
+| killed or out of power at any moment          | the old file or the new one, whole                                      |
+| the disk is full                              | OSError; the old file is as it was, and nothing is left beside it       |
+| two writers of one file at once               | one after the other; each has its own temporary name                    |
+
+Left out: locks; retries. Errors are the operating system's own: the caller says what they mean.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file durably: temporary name, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    """Write a file and, where there is none yet, its folder. Readable as the process' umask says."""
+    if not path.parent.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sync_folder(path.parent.parent)
+    replace(path, data, mode=0o666)
+
+
+def write_new(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Write a file that must not exist yet, and wait until it and its name are on the disk."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def replace(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Write a file in the place of an older one: whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    try:
+        write_new(aside, data, mode)
+        aside.replace(path)
+        sync_folder(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Take a file away, and wait until the disk has forgotten its name."""
+    path.unlink()
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -60,7 +60,15 @@ class SignatureError(FedsynthError):
 
 
 class PolicyError(PrivacyError):
-    """The hospital's own policy does not permit what was asked, or what was about to leave."""
+    """The hospital's own policy does not permit what was asked, or what was about to leave.
+
+    word      what a refusal says of it, a key of `refusals.WORDS`: the text of an error itself never travels
+    setting   the key of the experiment that is not permitted, "" for none
+    """
+
+    def __init__(self, text: str, *, word: str = "policy", setting: str = "") -> None:
+        super().__init__(text)
+        self.word, self.setting = word, setting
 
 
 class FederationError(FedsynthError):

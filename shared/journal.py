@@ -49,16 +49,20 @@ ENTRIES: dict[str, frozenset[str]] = {
     "approved": frozenset({"bundle", "key"}),
     "withdrawn": frozenset({"bundle", "count"}),
     "started": frozenset({"site", "server", "app_network", "app_files"}),
-    "asked": frozenset({"run", "experiment", "round", "epsilon", "about", "bundle", "configuration"}),
+    "asked": frozenset(
+        {"run", "experiment", "round", "epsilon", "about", "bundle", "configuration", "ledger_records", "ledger_hash"}
+    ),
     "refused": frozenset({"run", "reason"}),
     "dropped": frozenset({"reason"}),
     "kept back": frozenset({"run", "reason"}),
-    "failed": frozenset({"run", "reason"}),
+    "failed": frozenset({"run", "round", "reason"}),
     "sent": frozenset({"run", "round", "epsilon", "tensors", "passed", "refused"}),
     # the coordinator
     "provisioned": frozenset({"made", "authority"}),
     "site_approved": frozenset({"site", "key", "until"}),
     "site_revoked": frozenset({"site", "key"}),
+    "ledgers_begun": frozenset(),
+    "ledger_accepted": frozenset({"site", "records", "end", "before", "reason"}),
     "serving": frozenset({"federation", "address"}),
     "run_asked": frozenset({"run", "configuration", "sites", "rounds", "epsilon"}),
     "run_launched": frozenset({"run", "configuration", "bundle", "flower"}),

@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import stat
+import time
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -30,6 +31,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import Field
 
 from shared.config import SiteName, validate
+from shared.durable import sync_folder, write_new
 from shared.errors import FederationError
 from shared.record import Record
 
@@ -78,6 +80,7 @@ def private_folder(path: Path) -> Path:
     if not path.exists():
         path.mkdir(parents=True, mode=0o700)
         path.chmod(0o700)
+        sync_folder(path.parent)
     _only_mine(path, "folder", "700")
     return path
 
@@ -85,14 +88,11 @@ def private_folder(path: Path) -> Path:
 def write_secret(path: Path, data: bytes) -> None:
     """Write a new file of mode 0600, durably. FederationError when it exists: a key is never overwritten."""
     private_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(temporary, data)
         os.link(temporary, path)  # unlike a rename, this fails where the name is taken
+        sync_folder(path.parent)
     except FileExistsError as error:
         raise FederationError(f"{path} exists; a key is never overwritten, move it away first") from error
     finally:

@@ -13,6 +13,7 @@ from shared.errors import ConfigError
 from shared.record import Record
 
 R = TypeVar("R", bound=Record)
+NEAR = 0.7  # of 1: a slip of the keyboard, and not another word that shares some letters
 
 
 def read(path: Path, kind: type[R], overrides: dict[str, Any] | None = None) -> R:
@@ -59,8 +60,10 @@ def _explain(error: ValidationError, kind: type[Record]) -> str:
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])
         known = _keys_at(kind, first["loc"][:-1])
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        return f"unknown key `{path}`; the nearest valid key is `{near[0]}`" if near else f"unknown key `{path}`"
+        near = difflib.get_close_matches(name, known, n=1, cutoff=NEAR)
+        if near:
+            return f"unknown key `{path}`; did you mean `{near[0]}`?"
+        return f"unknown key `{path}`; the keys here are {', '.join(known)}" if known else f"unknown key `{path}`"
     if first["type"] == "missing":
         return f"the key `{path}` is required"
     if first["type"] == "value_error":

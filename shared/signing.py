@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from shared.durable import sync_folder, write_new
 from shared.errors import SignatureError
 
 PEM = serialization.Encoding.PEM
@@ -47,15 +49,12 @@ def load_or_make(path: Path) -> Ed25519PrivateKey:
         data = Ed25519PrivateKey.generate().private_bytes(
             PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        aside = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
         try:
-            file = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(file, "wb") as out:
-                out.write(data)
-                out.flush()
-                os.fsync(out.fileno())
+            write_new(aside, data)
             with contextlib.suppress(FileExistsError):  # whoever was faster made the key
                 path.hardlink_to(aside)
+            sync_folder(path.parent)
         except OSError as error:
             raise SignatureError(f"cannot make the key {path}: {error.strerror or error}") from error
         finally:

@@ -73,16 +73,13 @@ def card(base: str) -> dict[str, Any]:
     return found
 
 
-def load_base(base: str, settings: Network, classes: dict[str, str]) -> Model:
-    """A model with the weights of a base and a prior for the experiment's classes.
+def labels_of(base: str, settings: Network, classes: dict[str, str]) -> tuple[str, ...]:
+    """What the labels of a base mean, in order; of "none" the experiment's own.
 
-    base   a shipped name, a path, or "none" for random weights, the same everywhere, whose prior is standard normal
-    Raises WeightsError when the base was made for another network than `settings`.
+    Raises WeightsError when the base was made for another network than `settings`, or does not know a class.
     """
     if base == "none":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return Model(settings, tuple(classes), dict.fromkeys(classes, "any") | {c: c for c in classes})
+        return tuple(classes)
     about = card(base)
     made_for = validate(about["network"], Network, source=f"card of {base}")
     if made_for != settings:
@@ -94,7 +91,21 @@ def load_base(base: str, settings: Network, classes: dict[str, str]) -> Model:
     unknown = [name for name in classes.values() if name not in (*labels, "any")]
     if unknown:
         raise WeightsError(f"`classes` maps to `{unknown[0]}`; the base knows {', '.join(labels)} and any")
-    tensors = {k: t.float() for k, t in read(base_path(base), about["sha256"]).items()}
+    return labels
+
+
+def load_base(base: str, settings: Network, classes: dict[str, str]) -> Model:
+    """A model with the weights of a base and a prior for the experiment's classes.
+
+    base   a shipped name, a path, or "none" for random weights, the same everywhere, whose prior is standard normal
+    Raises WeightsError when the base was made for another network than `settings`.
+    """
+    if base == "none":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return Model(settings, tuple(classes), dict.fromkeys(classes, "any") | {c: c for c in classes})
+    labels = labels_of(base, settings, classes)
+    tensors = {k: t.float() for k, t in read(base_path(base), card(base)["sha256"]).items()}
     model = Model(settings, labels, classes)
     for name in ("prior.offset", "appearance.mean"):  # one row a class; "any" gets the average of the base's
         rows = torch.cat([tensors[name], tensors[name].mean(0, keepdim=True)])

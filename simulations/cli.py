@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +26,9 @@ def simulate_command(
     ] = None,
     sites: Annotated[int | None, typer.Option(min=1, help="Number of sites.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Number of rounds.")] = None,
-    epsilon: Annotated[float | None, typer.Option(help="Epsilon per patient; 0 trains without privacy.")] = None,
+    epsilon: Annotated[
+        str | None, typer.Option(help="Epsilon per patient, over all rounds; `none` trains without privacy.")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of data and samples; of privacy noise only with --repeatable.")
     ] = None,
@@ -48,7 +51,7 @@ def simulate_command(
     if rounds is not None:
         overrides["training.rounds"] = rounds
     if epsilon is not None:
-        overrides["privacy.epsilon"] = epsilon or None
+        overrides["privacy.epsilon"] = _epsilon(epsilon)
     if seed is not None:
         overrides["seed"] = seed
     if force:
@@ -69,6 +72,19 @@ def simulate_command(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _epsilon(text: str) -> float | None:
+    """A number above 0, or `none`. ConfigError otherwise."""
+    if text.lower() == "none":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise ConfigError(f"--epsilon is {text[:20]}; give a number above 0, or `none` to train without privacy")
+    return value
 
 
 @app.command("pretrain", epilog="Example: fedsynth pretrain configs/base.yaml --out out/base")

@@ -202,11 +202,11 @@ def bad_answer(run: Run, site: str, say: Callable[[messages.TrainReply], message
     net.stop(site)
     with rogue(net.kit(site), node.private_key(net.work(site))) as line:
         request = line.asked(PATIENCE_S)
-        experiment, number, _, arrays = messages.unpack_request(request.content)
+        experiment, number, noise, arrays = messages.unpack_request(request.content)
         update = {name: torch.zeros(array.shape) for name, array in arrays.items()}
-        honest = messages.TrainReply(
-            site, update, 1.0, 1.0, experiment.training.steps, request=messages.request_id(request.content)
-        )
+        steps, privacy = experiment.training.steps, experiment.privacy
+        spent = epsilon([Event(noise, privacy.sampling_rate, steps)], privacy.delta)
+        honest = messages.TrainReply(site, update, spent, steps, request=messages.request_id(request.content))
         line.answer(request, messages.pack_reply(say(honest)))
         yield
         run.end(number)
@@ -250,7 +250,7 @@ def never_below(run: Run) -> str:
         different = {(e["round"], e["epsilon"]) for e in received}
         missing = [e["round"] for e in received if not run.charged(site, e["round"])]
         expect(not missing, f"{site} sent updates for rounds {missing} that its ledger does not hold")
-        charges = sum(str(r.get("purpose", "")).startswith(run.name) for r in ledger.verify(ledger_of(run.net, site)))
+        charges = sum(d.name == run.name for d in ledger.draws(ledger.verify(ledger_of(run.net, site))))
         held = max((e["epsilon"] for e in received if e["epsilon"] is not None), default=math.inf)
         spent = epsilon([step] * len({number for number, _ in different}), run.experiment.privacy.delta)
         expect(

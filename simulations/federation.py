@@ -1,7 +1,7 @@
 """Run one federation on this machine: own SuperLink, own ports, own folder, nothing left behind.
 
-The SuperLink and everything that it starts live in one process group, which is ended whatever happens. The apps are the same
-bundle that a deployment would run.
+The SuperLink and everything that it starts end with this process, however that ends (guardian.py). The apps are the same bundle
+that a deployment would run.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from server.events import read
 from shared import flower, ports
 from shared.config import Experiment
 from shared.errors import FederationError
+from simulations import guardian
 
 ROOT = Path(__file__).parent.parent  # the app: Flower bundles the sources from here
 POLL_S = 0.3
@@ -138,49 +138,24 @@ def _superlink(home: Path, environment: dict[str, str]) -> Iterator[tuple[str, s
     ]
     with (home / "superlink.log").open("wb") as log:
         process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=home
+            guardian.command(f"FLWR_HOME={environment['FLWR_HOME']}", command),
+            env=environment | {"FLWR_HOME": ""},  # the guardian itself bears no mark
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=home,
         )
     try:
         _wait_until_open(port, process, home)
         yield f"127.0.0.1:{port}", process
     finally:
-        _end(process, f"FLWR_HOME={environment['FLWR_HOME']}")
+        _end(process)
 
 
-def _end(process: subprocess.Popen[bytes], mark: str) -> None:
-    """End every process that carries our mark in its environment: politely, then not.
-
-    The mark is the run's own FLWR_HOME. Ray detaches its daemons, so neither the process group nor the parents find them all.
-    """
-    for sign, patience_s in ((signal.SIGTERM, 8.0), (signal.SIGKILL, 5.0)):
-        members = marked(mark)
-        for pid in members:
-            with suppress(ProcessLookupError):
-                os.kill(pid, sign)
-        deadline = time.monotonic() + patience_s
-        while time.monotonic() < deadline and any(_alive(pid) for pid in members):
-            process.poll()
-            time.sleep(0.1)
-    process.wait(timeout=5)
-
-
-def marked(mark: str) -> list[int]:
-    """Processes, other than this one, whose environment holds `mark` ("NAME=value")."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with suppress(OSError):
-                if mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-    return found
-
-
-def _alive(pid: int) -> bool:
-    try:
-        state = (Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the guardian, and with it whatever came of the run."""
+    process.terminate()
+    process.wait(timeout=30)
 
 
 def _wait_until_open(port: int, process: subprocess.Popen[bytes], home: Path) -> None:

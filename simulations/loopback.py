@@ -36,7 +36,8 @@ from shared import flower, keys, ports
 from shared.config import Experiment
 from shared.errors import FederationError
 from simulations import hospitals
-from simulations.federation import ROOT, marked
+from simulations.federation import ROOT
+from simulations.guardian import marked
 
 POLL_S = 0.05
 CLIENT, SERVER = "from client.cli import app; app()", "from server.cli import app; app()"

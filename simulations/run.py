@@ -16,6 +16,7 @@ from rich.console import Console
 from client import dataset
 from client.intake.ingest import ingest
 from server import finish
+from server.aggregate import check_weights
 from server.link.follow import Follow, progress
 from server.measure.evaluate import Heldout
 from server.pages.report import write_report
@@ -51,6 +52,8 @@ def simulate(
     out = out.resolve()  # the apps run in folders of their own
     # Check before anything is made
     device = device_for(experiment.performance)
+    names = [site.name for site in experiment.sites] or map(hospitals.site_name, range(experiment.cohort.sites))
+    check_weights(experiment.federation, list(names))
     work = plan(experiment)
     weights.load_base(experiment.base, experiment.network, experiment.classes)  # refuses here rather than in every app
     settings = experiment.training

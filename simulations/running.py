@@ -62,8 +62,8 @@ class Run:
     def charged(self, site: str, number: int) -> int:
         """How often the site's ledger was charged for a round."""
         path = ledger_of(self.net, site)
-        purpose = f"{self.name}, round {number}"
-        return sum(r.get("purpose") == purpose for r in ledger.verify(path)) if path.exists() else 0
+        drawn = ledger.draws(ledger.verify(path)) if path.exists() else []
+        return sum((d.name, d.number) == (self.name, number) for d in drawn)
 
     def charging(self, site: str) -> None:
         """Wait for the moment in which the site's app has paid, and trains."""

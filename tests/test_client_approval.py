@@ -14,7 +14,13 @@ from shared.config import Site, read
 from shared.errors import ConfigError, LedgerError, PolicyError
 from shared.permits import Policy
 
-CODE, OTHER = b"some code", b"other code"
+
+def code(line: str) -> bytes:
+    files = {f"{room}/__init__.py": line.encode() for room in bundle.ROOMS}
+    return bundle.pack(files | {"pyproject.toml": bundle.PROJECT.format(version="1").encode()})
+
+
+CODE, OTHER = code("noise = 1\n"), code("noise = 0\n")
 
 
 def site(tmp_path: Path, **policy: object) -> Site:
@@ -87,11 +93,24 @@ def test_the_command_shows_what_changed_and_asks(tmp_path: Path) -> None:
     declined = run(app, words, input="n\n")
     assert declined.exit_code != 0
     assert "+ client/app.py" in declined.output
+    assert "every byte is that of the sources installed on this machine" in declined.output
     digest = bundle.sha256(bundle.build())
     assert approval.missing(site(tmp_path), tmp_path, digest) == 1
     assert "it may run" in run(app, words, input="y\n", catch_exceptions=False).output
     assert approval.missing(site(tmp_path), tmp_path, digest) == 0
     assert "nothing changed" in run(app, [*words, "--yes"], catch_exceptions=False).output
+
+
+def test_a_first_bundle_from_elsewhere_is_compared_with_the_sources_installed_here(tmp_path: Path) -> None:
+    (tmp_path / "north.yaml").write_text(f"name: north\ndata: {tmp_path}\nface_removal: none\n")
+    files = bundle.contents(bundle.build())
+    files["privacy/noise.py"] += b"STD = 0.0\n"
+    (tmp_path / "sent.bundle").write_bytes(bundle.pack(files))
+    words = ["approve", str(tmp_path / "north.yaml"), "--work", str(tmp_path), "--diff"]
+    done = CliRunner().invoke(app, [*words, "--bundle", str(tmp_path / "sent.bundle")], input="n\n")
+    assert "NOT that of the sources installed" in done.output
+    changed = [line for line in done.output.split("\n") if line.startswith(("+", "-"))]
+    assert "  ~ privacy/noise.py" in done.output.split("\n") and changed == ["+ STD = 0.0"]
 
 
 def test_refused_bundles_are_kept_but_not_without_end(tmp_path: Path) -> None:

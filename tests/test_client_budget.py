@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from client import budget, dataset, policy
+from client import budget, dataset
 from client.rebuild import pseudonym
 from privacy import accounting
 from privacy.accounting import Event
@@ -16,12 +16,7 @@ from privacy.ledger import verify
 from shared.config import Experiment, Site, validate
 from shared.errors import BudgetExceeded, ConfigError, DataError, LedgerError
 
-STEP = Event(20.0, 1.0, 1)
-X = np.zeros((1, 4, 4), dtype=np.uint8)
-
-
-def cohort(*people: str) -> list[dataset.Patient]:
-    return [dataset.Patient(name, -1, X) for name in people]
+COUNT = itertools.count()
 
 
 def work(place: Path, records: Path | None = None, *, tagged: bool = True) -> Path:
@@ -37,11 +32,16 @@ def site(**words: Any) -> Site:
     return Site(name="north", data=Path("/data"), **words)
 
 
-def charge(
-    settings: Site, folder: Path, people: list[dataset.Patient], event: Event = STEP, delta: float = 1e-5
-) -> float:
-    experiment = Experiment.model_validate({"name": "t", "privacy": {"delta": delta}})
-    return budget.charge(settings, folder, people, experiment, [("round 1", event)], "7")
+def charge(settings: Site, folder: Path, *people: str, noise: float = 20.0, delta: float = 1e-5) -> float:
+    """One round of one step for a cohort of these people, and what is told of it."""
+    for path in (folder / "cohort").glob("*.npz"):
+        path.unlink()
+    for name in people:
+        (folder / "cohort" / f"{name}.npz").touch()
+    facts = dataset.register(settings, folder, image_size=64, classes=())
+    name = f"t{next(COUNT)}"  # each a run of its own
+    tree = {"name": name, "privacy": {"delta": delta}, "training": {"rounds": 1, "steps": 1}}
+    return budget.charge(settings, folder, facts, Experiment.model_validate(tree), noise, 1, name).epsilon
 
 
 def spent(count: int, delta: float = 1e-5) -> float:
@@ -59,20 +59,20 @@ def records(tmp_path: Path) -> Path:
 def test_two_cohorts_of_one_hospital_are_one_ledger(tmp_path: Path, records: Path, apart: bool, adults: int) -> None:
     settings = site(records=records, separate_cohorts=apart)
     children, grown = work(tmp_path / "children", records), work(tmp_path / "adults", records)
-    assert charge(settings, children, cohort("ann", "bob")) == spent(1)
-    assert charge(settings, grown, cohort("cid")) == spent(adults)
-    assert charge(settings, grown, cohort("bob", "cid")) == spent(adults + 1)  # bob has grown up
+    assert charge(settings, children, "ann", "bob") == spent(1)
+    assert charge(settings, grown, "cid") == spent(adults)
+    assert charge(settings, grown, "bob", "cid") == spent(adults + 1)  # bob has grown up
     assert sorted(p.name for p in records.iterdir()) == ["ledger.jsonl", "ledger.members", dataset.KEY_FILE]
     assert not (children / "ledger.jsonl").exists()
 
 
 def test_a_cohort_made_with_an_unknown_key_counts_for_everybody(tmp_path: Path, records: Path) -> None:
     settings = site(records=records, separate_cohorts=True)
-    charge(settings, work(tmp_path / "a", records), cohort("ann"))
+    charge(settings, work(tmp_path / "a", records), "ann")
     old = work(tmp_path / "b", records, tagged=False)
-    assert charge(settings, old, cohort("bob")) == spent(2)
+    assert charge(settings, old, "bob") == spent(2)
     (old / "cohort" / dataset.COHORT_FILE).write_text(dataset.cohort_id(bytes(32)))
-    assert charge(settings, old, cohort("cid")) == spent(3)
+    assert charge(settings, old, "cid") == spent(3)
     assert [r["members"] is None for r in verify(records / "ledger.jsonl")[1:]] == [False, True, True]
 
 
@@ -81,7 +81,7 @@ def test_a_second_key_or_ledger_in_the_work_folder_is_refused(tmp_path: Path, re
     folder = work(tmp_path / "a", records)
     (folder / name).write_bytes(b"x")
     with pytest.raises(DataError, match="of its own"):
-        charge(site(records=records), folder, cohort("ann"))
+        charge(site(records=records), folder, "ann")
     assert not (records / "ledger.jsonl").exists()
 
 
@@ -91,14 +91,11 @@ def test_records_must_be_an_absolute_path() -> None:
 
 
 def test_delta_follows_the_number_of_patients_unless_the_file_says_otherwise(tmp_path: Path) -> None:
-    assert policy.delta(site(), 10_000) == 1e-5
-    assert policy.delta(site(), 10_001) == 1e-6
-    assert policy.delta(site(delta=1e-4), 10_001) == 1e-4
     folder = work(tmp_path / "a")
-    told = charge(site(), folder, cohort(*(f"p{i}" for i in range(10_001))))
+    told = charge(site(), folder, *(f"p{i}" for i in range(10_001)))
     assert told == spent(1)  # at the experiment's delta: what travels does not tell the number
     assert verify(folder / "ledger.jsonl")[-1]["epsilon"] == spent(1, 1e-6)
-    charge(site(), folder, cohort("p1"))  # ten thousand patients fewer: what was promised is not weakened
+    charge(site(), folder, "p1")  # ten thousand patients fewer: what was promised is not weakened
     assert verify(folder / "ledger.jsonl")[-1]["delta"] == 1e-6
 
 
@@ -109,13 +106,13 @@ def test_a_refusal_does_not_tell_how_many_patients_there_are_and_says_how_to_men
         (folder / dataset.KEY_FILE).write_bytes(bytes(32))
         (folder / "cohort" / dataset.COHORT_FILE).write_text(dataset.cohort_id(bytes(32)))
         with pytest.raises(BudgetExceeded) as error:
-            charge(site(epsilon_cap=0.1), folder, cohort(*(f"p{i}" for i in range(people))))
+            charge(site(epsilon_cap=0.1), folder, *(f"p{i}" for i in range(people)))
         said.append(str(error.value))
     assert said[0] == said[1]
     folder = work(tmp_path / "older")
-    charge(site(), folder, cohort(*(f"p{i}" for i in range(10_001))))
+    charge(site(), folder, *(f"p{i}" for i in range(10_001)))
     with pytest.raises(LedgerError, match="is of a smaller delta") as refused:
-        charge(site(delta=1e-5), folder, cohort("p1"))
+        charge(site(delta=1e-5), folder, "p1")
     assert "1e-06" not in str(refused.value)
     for words in ("`privacy.delta` in the experiment", "`delta` in its file", "epsilon_cap"):
         assert words in said[0]
@@ -123,9 +120,9 @@ def test_a_refusal_does_not_tell_how_many_patients_there_are_and_says_how_to_men
 
 def test_a_run_that_fits_at_its_own_delta_may_not_fit_at_the_sites(tmp_path: Path) -> None:
     noise = accounting.noise_multiplier_for(epsilon=8.0, delta=1e-5, sampling_rate=1.0, steps=1)
-    event, people = Event(noise, 1.0, 1), cohort(*(f"p{i}" for i in range(10_001)))
+    people = [f"p{i}" for i in range(10_001)]
     with pytest.raises(BudgetExceeded, match="site's own delta"):
-        charge(site(), work(tmp_path / "a"), people, event)
+        charge(site(), work(tmp_path / "a"), *people, noise=noise)
     planned = accounting.noise_multiplier_for(epsilon=8.0, delta=1e-6, sampling_rate=1.0, steps=1)
-    assert charge(site(), work(tmp_path / "b"), people, Event(planned, 1.0, 1), delta=1e-6) <= 8
-    assert charge(site(delta=1e-5), work(tmp_path / "c"), people, event) <= 8
+    assert charge(site(), work(tmp_path / "b"), *people, noise=planned, delta=1e-6) <= 8
+    assert charge(site(delta=1e-5), work(tmp_path / "c"), *people, noise=noise) <= 8

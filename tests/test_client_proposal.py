@@ -15,11 +15,11 @@ import yaml
 from PIL import Image
 from scipy import ndimage
 
-from client import app, dataset, figures, proposal
+from client import answers, app, dataset, figures, proposal
 from client.dataset import Patient
 from client.rebuild import pseudonym
 from shared import messages, weights
-from shared.config import Experiment, Network
+from shared.config import Experiment, Network, Site, read
 from shared.diffusion import Process
 from shared.errors import PrivacyError
 
@@ -137,6 +137,7 @@ def site(tmp_path: Path) -> Path:
     pseudonym.load_or_make(tmp_path / dataset.KEY_FILE)
     for i, x_SHW in enumerate(TRAIN):
         dataset.save(Patient(f"p{i}", i % 2, x_SHW), tmp_path / "cohort")
+    dataset.register(read(tmp_path / "site.yaml", Site), tmp_path, image_size=16, classes=tuple(EXPERIMENT.classes))
     return tmp_path
 
 
@@ -162,7 +163,7 @@ def ask(site: Path, proposed: np.ndarray, **spoil: Any) -> messages.Verdict | me
 def test_one_bit_leaves_and_the_reasons_stay(site: Path) -> None:
     assert ask(site, FRESH) == messages.Verdict("north", True)
     assert ask(site, TRAIN.reshape(-1, 16, 16)) == messages.Verdict("north", False)
-    record = site / proposal.RECORD
+    record = site / answers.RECORD
     lines = [json.loads(line) for line in record.read_text().splitlines()]
     assert [line.get("copies") for line in lines if "passed" in line] == [0, 24]
     assert record.stat().st_mode & 0o077 == 0
@@ -172,20 +173,17 @@ def test_the_number_of_answers_is_the_sites_own_and_survives_everything(
     site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("JANE SMITH")
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(proposal, "check", fail)
-        reply = ask(site, FRESH)
-    assert isinstance(reply, messages.Refusal)
-    assert "JANE" not in reply.reason
+        patch.setattr(proposal, "judge", fail)
+        with pytest.raises(KeyboardInterrupt):
+            ask(site, FRESH)
     assert ask(site, FRESH) == messages.Verdict("north", True), "the same question: counted once, answered now"
     assert ask(site, TRAIN.reshape(-1, 16, 16)) == messages.Verdict("north", False)
-    reply = ask(site, FRESH[:5])
-    assert isinstance(reply, messages.Refusal)
-    assert "answers 2 question(s)" in reply.reason
+    assert ask(site, FRESH[:5]) == messages.Refusal("north", "answers")
     assert ask(site, FRESH) == messages.Verdict("north", True), "asked before: the same answer, not counted again"
-    with (site / proposal.RECORD).open("a") as file:
+    with (site / answers.RECORD).open("a") as file:
         file.write("torn")
     assert isinstance(ask(site, FRESH[:5]), messages.Refusal)
 
@@ -198,7 +196,7 @@ def test_a_proposal_of_the_wrong_form_is_refused_and_not_counted(site: Path) -> 
         {"heldout_patient_N": np.zeros(3, int)},
     ):
         assert isinstance(ask(site, FRESH, **spoil), messages.Refusal)
-    assert not (site / proposal.RECORD).exists()
+    assert not (site / answers.RECORD).exists()
 
 
 @pytest.mark.real_data
@@ -223,3 +221,42 @@ def test_real_slices_of_training_patients_fail_however_they_are_hidden_and_those
     scores = np.linspace(-1, 1, 12)
     found = proposal.check(np.clip(proposed, 0, 255).astype(np.uint8), cohort, heldout, scores, scores, EXPERIMENT)
     assert found["passed"] is (change == "other patients"), found
+
+
+def test_attack_03_a_proposal_passes_the_same_policy_as_a_round(site: Path) -> None:
+    for change in ({"base": str(site / "JANE.safetensors")}, {"base": "../x"}):
+        experiment = EXPERIMENT.model_copy(update=change)
+        reply = ask(site, FRESH, experiment=experiment)
+        assert isinstance(reply, messages.Refusal)
+        assert str(site) not in reply.reason and "JANE" not in reply.reason
+    tree = yaml.safe_load((site / "site.yaml").read_text())
+    (site / "site.yaml").write_text(yaml.safe_dump(tree | {"policy": {"bases": ["phantoms-64"]}}))
+    assert isinstance(ask(site, FRESH), messages.Refusal), "a base that the site does not permit"
+    assert not (site / answers.RECORD).exists()
+
+
+def test_attack_10_an_error_while_judging_is_a_no_and_not_a_third_answer(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("JANE SMITH")
+
+    monkeypatch.setattr(proposal, "check", fail)
+    assert ask(site, FRESH) == messages.Verdict("north", False)
+
+
+def test_attack_10_answers_are_counted_for_the_people_and_not_for_a_work_folder(tmp_path: Path) -> None:
+    records = tmp_path / "records"
+    records.mkdir()
+    pseudonym.load_or_make(records / dataset.KEY_FILE)
+    given = 0
+    for name in ("one", "two"):
+        work = tmp_path / name
+        work.mkdir()
+        tree = {"name": "north", "data": str(work), "format": "images", "face_removal": "none", "release_checks": 1}
+        (work / "site.yaml").write_text(yaml.safe_dump(tree | {"records": str(records)}))
+        for i, x_SHW in enumerate(TRAIN):
+            dataset.save(Patient(f"p{i}", i % 2, x_SHW), work / "cohort")
+        dataset.register(read(work / "site.yaml", Site), work, image_size=16, classes=tuple(EXPERIMENT.classes))
+        given += isinstance(ask(work, FRESH[: 5 + given]), messages.Verdict)
+    assert given == 1

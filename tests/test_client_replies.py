@@ -16,7 +16,9 @@ from shared.config import Experiment
 from shared.messages import TrainReply
 
 EXPERIMENT = Experiment(name="t")
-REPLY = TrainReply("north", {"b": torch.randn(3), "a": torch.randn(2, 2)}, 1 / 3, 1.0, 4, request="request")
+REPLY = TrainReply(
+    "north", {"b": torch.randn(3), "a": torch.randn(2, 2)}, 1 / 3, 4, request="request", ledger=(3, "a" * 64)
+)
 
 
 def identity(experiment: Experiment = EXPERIMENT, number: int = 1, noise: float = 2.0, **tensors: torch.Tensor) -> str:
@@ -28,7 +30,7 @@ def test_a_kept_reply_comes_back_bit_for_bit_and_for_its_owner_alone(tmp_path: P
     replies.keep(tmp_path, REPLY)
     found = replies.find(tmp_path, "request")
     assert found is not None
-    assert (found.site, found.epsilon, found.weight, found.steps) == ("north", 1 / 3, 1.0, 4)
+    assert (found.site, found.epsilon, found.steps, found.ledger) == ("north", 1 / 3, 4, (3, "a" * 64))
     assert all(torch.equal(found.update[name], t) for name, t in REPLY.update.items())
     assert [p.name for p in tmp_path.iterdir()] == [replies.FILE]
     assert stat.S_IMODE((tmp_path / replies.FILE).stat().st_mode) == 0o600

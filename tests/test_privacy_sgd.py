@@ -88,7 +88,7 @@ def test_without_a_bound_the_sum_is_plain_and_its_sensitivity_infinite() -> None
     assert found.sensitivity == math.inf
 
 
-@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf, 1e30])
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("clipping", ["fixed", "automatic"])
 def test_a_patient_whose_gradient_is_not_finite_contributes_exactly_zero_and_is_counted(
     poison: float, clipping: str
@@ -105,18 +105,19 @@ def test_a_patient_whose_gradient_is_not_finite_contributes_exactly_zero_and_is_
 
 
 @pytest.mark.parametrize("clipping", ["fixed", "automatic"])
-@pytest.mark.parametrize("size", [0.0, 1e-40, 1e-25, 1e-12, 1e12])
+@pytest.mark.parametrize("size", [0.0, 1e-45, 1e-40, 1e-25, 1e-12, 1e12, 1e30, 3.4e38])
 def test_gradients_of_any_size_stay_within_the_bound(size: float, clipping: str) -> None:
     w = torch.nn.Parameter(torch.ones(3))
     found = clipped_sum(lambda x: (w * x).sum(), [size], [w], max_grad_norm=1.0, clipping=clipping)
-    assert flat(found.gradients).norm() <= 1 + 1e-5
+    assert flat(found.gradients).norm() <= 1
+    assert size < 1 or flat(found.gradients).norm() > 1 - 1e-5
     assert found.rejected == 0
 
 
 def test_the_bound_holds_for_millions_of_equal_values_where_a_float32_norm_comes_out_low() -> None:
     w = torch.nn.Parameter(torch.ones(4_000_000))
     found = clipped_sum(lambda x: (w * x).sum(), [0.7], [w], max_grad_norm=1.0)
-    assert 1 - 1e-5 < flat(found.gradients).norm().item() <= 1 + 1e-7
+    assert 1 - 1e-4 < flat(found.gradients).norm().item() <= 1  # cut to 24 bits of C, towards zero
 
 
 def test_parameters_that_the_loss_does_not_use_get_zeros() -> None:

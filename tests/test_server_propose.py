@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 
 from server import checkpoint
 from server.events import Events, read
@@ -98,6 +98,47 @@ def test_who_refuses_fails_or_answers_twice_has_not_said_yes(out: Path) -> None:
     reasons = [e["reason"] for e in read(out / "events.jsonl") if e["event"] == "site_did_not_judge"]
     assert len(reasons) == 4
     assert not gate.agreed(found, found["images_sha256"], 4).passed
+
+
+class Torn(Federation):
+    """Flower cannot put the message of node 0 together."""
+
+    def pull_messages(self, names: Iterable[str]) -> list[Message]:
+        wanted = list(names)
+        if wanted == ["0-1"]:
+            raise KeyError("patient 42")
+        return super().pull_messages(wanted)
+
+
+JUNK: list[RecordDict] = [
+    RecordDict({}),
+    RecordDict({"config": MetricRecord({"passed": 1})}),
+    RecordDict({"config": ConfigRecord({"site": ["south"], "passed": True})}),
+    RecordDict({"config": ConfigRecord({"site": "south", "passed": 1})}),
+    RecordDict({"config": ConfigRecord({"site": "\u202e../south", "passed": True})}),
+    RecordDict({"config": ConfigRecord({"site": "south", "refused": ["\x1b[2J" * 500]})}),
+    RecordDict({"config": ConfigRecord({"passed": True}), "arrays": ArrayRecord([np.zeros(3)])}),
+]
+
+
+def test_attack_06_no_site_can_stop_the_others_from_judging(out: Path) -> None:
+    grid = Torn(*[lambda *_, junk=junk: junk for junk in [RecordDict({}), *JUNK]], says("north", True))
+    found = ask(out, grid)
+    assert found is not None
+    assert found["sites"] == {"north": True}
+    said = [e for e in read(out / "events.jsonl") if e["event"] == "site_did_not_judge"]
+    assert len(said) == 1 + len(JUNK)
+    for event in said:
+        assert event["reason"].isascii() and event["reason"].isprintable() and len(event["reason"]) <= 300
+        assert "42" not in event["reason"]
+
+
+def test_a_node_that_no_site_owns_says_nothing_where_nodes_are_known(out: Path) -> None:
+    """Also when the list of nodes is empty: that is not the same as a simulation, which has none."""
+    (out / "nodes.json").write_text("{}")
+    found = ask(out, Federation(says("north", True)))
+    assert found is not None
+    assert found["sites"] == {}
 
 
 def test_nobody_is_asked_twice_about_the_same_images_nor_when_nothing_is_released(out: Path) -> None:

@@ -108,3 +108,24 @@ def test_the_command_says_whose_signature_it_is(release: Path, tmp_path: Path) -
     assert "--public-key" not in done.stdout
     flip(release / "images" / "0.png")
     assert isinstance(CliRunner().invoke(tools.app, ["verify", str(release)]).exception, FedsynthError)
+
+
+@pytest.mark.parametrize(
+    "left",
+    [".git/HEAD", ".git/objects/ab/cd", ".gitattributes", ".cache/huggingface/x.lock", ".DS_Store", "images/.DS_Store",
+     "images/._1.png", "__MACOSX/._images", "images/Thumbs.db"],
+)  # fmt: skip
+def test_what_git_a_hub_or_a_mac_left_beside_the_files_passes_and_is_listed(release: Path, left: str) -> None:
+    (release / left).parent.mkdir(parents=True, exist_ok=True)
+    (release / left).write_bytes(b"1")
+    assert seal.verify(release).ignored == (left,)
+    said = CliRunner().invoke(tools.app, ["verify", str(release)])
+    assert said.exit_code == 0 and left in said.output
+
+
+def test_all_that_is_wrong_is_named_and_not_the_first_alone(release: Path) -> None:
+    flip(release / "images" / "0.png")
+    (release / "images" / "1.png").unlink()
+    (release / "added.png").write_bytes(b"1")
+    with pytest.raises(SignatureError, match=r"lacks images/1.png.*'added.png'.*images/0.png was changed"):
+        seal.verify(release)

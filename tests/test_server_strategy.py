@@ -14,25 +14,30 @@ from flwr.app import ArrayRecord, Error, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
-from server.aggregate import ServerOptimizer
+from privacy.accounting import Event, epsilon
+from server.aggregate import ServerOptimizer, check_weights
 from server.events import Events, read
+from server.ledgers import Ledgers
 from server.strategy import Strategy, largest_update
 from shared import messages
+from shared import weights as store
 from shared.config import Experiment, Federation, Privacy, Training
-from shared.errors import FederationError
+from shared.errors import ConfigError, FederationError, WeightsError
 from simulations.memory_grid import Clock, MemoryGrid, Site, inside_a_run
 
 EXPERIMENT = Experiment(
     name="t", training=Training(rounds=3), federation=Federation(deadline_s=10.0, join_timeout_s=5.0, attempts=2)
 )
 
+SPENT = epsilon([Event(1.0, 1.0, 3)], EXPERIMENT.privacy.delta)
 
-def good(name: str, value: float = 1.0, weight: float = 1.0, **changes: object) -> Site:
+
+def good(name: str, value: float = 1.0, **changes: object) -> Site:
     """A site whose update is `value` everywhere."""
 
     def answer(request: RecordDict, _: int) -> RecordDict:
         update = {"a": torch.full((3,), value), "b": torch.full((2, 2), value)}
-        reply = messages.TrainReply(name, update, 1.0, weight, 3, request=messages.request_id(request))
+        reply = messages.TrainReply(name, update, SPENT, 3, request=messages.request_id(request))
         return messages.pack_reply(replace(reply, **changes))
 
     return answer
@@ -46,7 +51,7 @@ def _inside_a_run() -> Iterator[None]:
 
 def run(
     tmp_path: Path, sites: dict[int, Site], *, minimum: int = 1, last: int = 1, delay_s: dict[int, float] | None = None,
-    largest: float = math.inf, names: Callable[[], dict[int, str]] = dict,
+    largest: float = math.inf, names: Callable[[], dict[int, str] | None] = lambda: None,
     keep: Callable[[MemoryGrid], None] = lambda _: None, **federation: object,
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, object]], MemoryGrid]:  # fmt: skip
     clock = Clock()
@@ -58,7 +63,8 @@ def run(
     events = Events(tmp_path / "events.jsonl")
     strategy = Strategy(
         experiment, tensors, noise_multiplier=1.0, sites=len(sites), minimum_sites=minimum, largest=largest, events=events,
-        optimizer=ServerOptimizer(settings, tensors), after_round=lambda *_: None, names=names, clock=clock, sleep=clock.sleep,
+        optimizer=ServerOptimizer(settings, tensors), after_round=lambda *_: None, ledgers=Ledgers(tmp_path), names=names,
+        clock=clock, sleep=clock.sleep,
     )  # fmt: skip
     try:
         strategy.run(grid, 1, last)
@@ -71,16 +77,54 @@ def failures(events: list[dict[str, object]]) -> dict[object, str]:
     return {e["site"]: str(e["reason"]) for e in events if e["event"] == "site_failed"}
 
 
-def test_the_mean_uses_the_public_weights(tmp_path: Path) -> None:
-    tensors, events, _ = run(tmp_path, {1: good("x", 1.0, 1.0), 2: good("y", 4.0, 2.0)})
+def test_the_mean_uses_the_experiments_weights(tmp_path: Path) -> None:
+    tensors, events, _ = run(tmp_path, {1: good("x", 1.0), 2: good("y", 4.0)}, weights={"y": 2.0})
     assert torch.equal(tensors["a"], torch.full((3,), 3.0))
     assert events[-1]["contributed"] == ["x", "y"]
 
 
+@pytest.mark.parametrize("rule", ["mean", "multi-krum"])
+def test_weights_as_far_apart_as_they_may_be_give_the_weighted_mean(tmp_path: Path, rule: str) -> None:
+    weights = {f"s{n}": w for n, w in enumerate((0.01, 100.0, 1.0, 7.0, 0.5), 1)}
+    values = dict(zip(weights, (-100.0, 3.0, 0.001, 2.0**13, -4.0), strict=True))
+    sites = {n: good(name, values[name]) for n, name in enumerate(weights, 1)}
+    tensors, _, _ = run(tmp_path, sites, weights=weights, aggregation=rule, assumed_bad_sites=0)
+    expected = sum(weights[n] * values[n] for n in weights) / sum(weights.values())
+    assert float(tensors["a"][0]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_no_number_of_extreme_updates_makes_the_model_or_the_servers_optimizer_infinite(tmp_path: Path) -> None:
+    for name in ("average", "momentum", "adam"):
+        settings = Federation(server_optimizer=name, server_learning_rate=100.0)  # type: ignore[arg-type]
+        model = {"a": torch.zeros(3)}
+        optimizer = ServerOptimizer(settings, model)
+        for _ in range(200):
+            optimizer.step({"a": torch.tensor([2.0**14, -(2.0**14), 1e-30])})
+        assert float(model["a"].abs().max()) <= 2.0**20
+        with pytest.raises(FederationError, match="not finite"):
+            optimizer.step({"a": torch.tensor([1.0, math.nan, 0.0])})
+        optimizer.save(tmp_path / name)
+        ServerOptimizer(settings, {"a": torch.zeros(3)}).load(tmp_path / name)
+
+
+def test_moments_that_are_not_finite_are_not_gone_on_with(tmp_path: Path) -> None:
+    store.write(tmp_path / "moments", {"a/momentum_buffer": torch.tensor([math.inf])})
+    with pytest.raises(WeightsError, match="not finite"):
+        ServerOptimizer(Federation(server_optimizer="momentum"), {"a": torch.zeros(1)}).load(tmp_path / "moments")
+
+
+def test_a_weight_for_a_name_that_no_site_bears_is_an_error() -> None:
+    check_weights(Federation(weights={"north": 2.0}), ["north", "south"])
+    with pytest.raises(ConfigError, match="`nroth`; the sites are north, south"):
+        check_weights(Federation(weights={"nroth": 2.0}), ["north", "south"])
+
+
 def test_the_result_does_not_depend_on_the_order_of_arrival(tmp_path: Path) -> None:
-    sites = {n: good(f"s{n}", 0.1 * n + 1e-3 / n, 1.0 + n / 7) for n in range(1, 8)}
+    sites = {n: good(f"s{n}", 0.1 * n + 1e-3 / n) for n in range(1, 8)}
+    weights = {f"s{n}": 1.0 + n / 7 for n in sites}
     results = [
-        run(tmp_path / str(k), sites, delay_s={n: ((n * k) % 5) * 0.3 for n in sites})[0]["a"] for k in range(1, 5)
+        run(tmp_path / str(k), sites, delay_s={n: ((n * k) % 5) * 0.3 for n in sites}, weights=weights)[0]["a"]
+        for k in range(1, 5)
     ]
     assert all(torch.equal(results[0], other) for other in results[1:])
 

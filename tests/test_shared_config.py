@@ -25,16 +25,35 @@ def test_every_shipped_experiment_is_valid_and_opens_with_its_command() -> None:
     ("tree", "message"),
     [
         ({"name": "a", "roundz": 3}, "unknown key `roundz`"),
-        ({"name": "a", "privacy": {"epsilom": 3}}, "unknown key `privacy.epsilom`; the nearest valid key is `epsilon`"),
+        ({"name": "a", "privacy": {"epsilom": 3}}, "unknown key `privacy.epsilom`; did you mean `epsilon`?"),
         (
             {"name": "a", "sites": [{"name": "b", "data": "x", "formt": "dicom"}], "data": "sites"},
-            "nearest valid key is `format`",
+            "did you mean `format`?",
+        ),
+        (
+            {"name": "a", "training": {"lr_schedule": 3}},
+            "unknown key `training.lr_schedule`; the keys here are trainable, rounds",
+        ),
+        (
+            {"name": "a", "cohort": {"alpha": 3}},
+            "unknown key `cohort.alpha`; the keys here are sites, patients_per_site",
         ),
         ({}, "the key `name` is required"),
         ({"name": "a", "privacy": {"epsilon": -1}}, "`privacy.epsilon` is -1"),
         ({"name": "a", "privacy": {"epsilon": float("nan")}}, "privacy.epsilon"),
         ({"name": "a", "data": "sites"}, "go together"),
         ({"name": "A B"}, "`name`"),
+        ({"name": "a", "federation": {"weights": {"north": 8000}}}, "`federation.weights.north` is 8000"),
+        ({"name": "a", "federation": {"weights": {"north": 0}}}, "`federation.weights.north` is 0"),
+        ({"name": "a", "federation": {"weights": {"../x": 1}}}, "federation.weights"),
+        (
+            {"name": "a", "data": "sites", "sites": [{"name": "b", "data": "x"}], "federation": {"weights": {"c": 2}}},
+            "`federation.weights` names `c`",
+        ),
+        (
+            {"name": "a", "data": "sites", "sites": [{"name": "b", "data": "x", "weight": 2.0}]},
+            "the coordinator writes `federation.weights: {NAME: WEIGHT}`",
+        ),
     ],
 )
 def test_a_wrong_key_or_value_is_one_line_that_names_it(tree: dict[str, object], message: str) -> None:
@@ -86,5 +105,6 @@ def test_pain04_there_are_two_limits_of_time_and_each_says_what_it_waits_for() -
         for name in record.model_fields
         if name.endswith("_s")
     }
+    limits.remove("answer_every_s")  # when answers leave; nothing is waited for
     assert limits == {"deadline_s", "join_timeout_s"}
     assert all(f"    {name} " in (Federation.__doc__ or "") for name in limits)

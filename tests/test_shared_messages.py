@@ -16,17 +16,19 @@ from shared.config import Experiment
 from shared.errors import ConfigError, MessageError
 
 SHAPES = {"a": (2, 3), "b": (1,)}
+HASH = "0a" * 32
+LEDGER = (7, HASH)
 
 
 def reply() -> RecordDict:
     update = {"a": torch.ones(2, 3), "b": torch.zeros(1)}
-    return messages.pack_reply(messages.TrainReply("north", update, epsilon=2.0, weight=1.0, steps=4))
+    return messages.pack_reply(messages.TrainReply("north", update, 2.0, 4, request="?", ledger=LEDGER))
 
 
 def test_a_reply_comes_back_as_it_was_sent() -> None:
     back = messages.unpack_reply(reply(), SHAPES)
     assert isinstance(back, messages.TrainReply)
-    assert (back.site, back.epsilon, back.weight, back.steps) == ("north", 2.0, 1.0, 4)
+    assert (back.site, back.epsilon, back.steps, back.request, back.ledger) == ("north", 2.0, 4, "?", LEDGER)
     assert torch.equal(back.update["a"], torch.ones(2, 3))
     assert torch.equal(back.update["b"], torch.zeros(1))
     assert back.bytes > 28
@@ -34,7 +36,7 @@ def test_a_reply_comes_back_as_it_was_sent() -> None:
 
 def test_tensors_of_any_shape_travel_in_one_array_and_their_order_does_not_matter() -> None:
     update = {"c": torch.tensor(3.0), "b": torch.tensor([2.0]), "a": torch.arange(6.0).view(2, 3)}
-    content = messages.pack_reply(messages.TrainReply("north", update, 2.0, 1.0, 4))
+    content = messages.pack_reply(messages.TrainReply("north", update, 2.0, 4))
     assert list(content["arrays"]) == [messages.VECTOR]
     shapes = {"b": (1,), "a": (2, 3), "c": ()}
     back = messages.unpack_reply(content, shapes)
@@ -47,7 +49,7 @@ def test_tensors_of_any_shape_travel_in_one_array_and_their_order_does_not_matte
 def test_figures_travel_only_where_they_were_asked_for() -> None:
     update = {"a": torch.ones(2, 3), "b": torch.zeros(1)}
     figures = {"patient-count": -3.0, "mean-loss": 0.25}
-    content = messages.pack_reply(messages.TrainReply("north", update, 2.0, 1.0, 4, statistics=figures))
+    content = messages.pack_reply(messages.TrainReply("north", update, 2.0, 4, statistics=figures))
     back = messages.unpack_reply(content, SHAPES, figures)
     assert isinstance(back, messages.TrainReply)
     assert back.statistics == figures
@@ -55,7 +57,7 @@ def test_figures_travel_only_where_they_were_asked_for() -> None:
         with pytest.raises(MessageError):
             messages.unpack_reply(content, SHAPES, asked)
     for value in (float("nan"), float("inf"), 3):
-        spoiled = messages.TrainReply("north", update, 2.0, 1.0, 4, statistics={"mean-loss": value})
+        spoiled = messages.TrainReply("north", update, 2.0, 4, statistics={"mean-loss": value})
         with pytest.raises(MessageError, match="finite number"):
             messages.unpack_reply(messages.pack_reply(spoiled), SHAPES, ["mean-loss"])
 
@@ -78,7 +80,7 @@ import torch
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from shared import messages
 update = {"a": torch.randn(3_000_000), "b": torch.randn(1)}
-content = messages.pack_reply(messages.TrainReply("north", update, 2.0, 1.0, 4))
+content = messages.pack_reply(messages.TrainReply("north", update, 2.0, 4))
 print(max(len(part.deflate()) for part in get_all_nested_objects(content).values()), len(get_all_nested_objects(content)))
 """
 
@@ -109,15 +111,22 @@ def _no_array(content: RecordDict) -> None:
 
 
 def _extra_metric(content: RecordDict) -> None:
-    content["metrics"] = MetricRecord({"epsilon": 1.0, "weight": 1.0, "steps": 4, "loss": 0.3})
+    content["metrics"] = MetricRecord({"epsilon": 1.0, "steps": 4, "loss": 0.3})
 
 
 def _nan_epsilon(content: RecordDict) -> None:
-    content["metrics"] = MetricRecord({"epsilon": float("nan"), "weight": 1.0, "steps": 4})
+    content["metrics"] = MetricRecord({"epsilon": float("nan"), "steps": 4})
 
 
-def _negative_weight(content: RecordDict) -> None:
-    content["metrics"] = MetricRecord({"epsilon": 1.0, "weight": -1.0, "steps": 4})
+def _own_weight(content: RecordDict) -> None:
+    content["metrics"] = MetricRecord({"epsilon": 1.0, "weight": 1.0, "steps": 4})
+
+
+def _ledger(text: object) -> Callable[[RecordDict], None]:
+    def spoil(content: RecordDict) -> None:
+        content["config"] = ConfigRecord({"site": "north", "request": "?", "ledger": text})  # type: ignore[dict-item]
+
+    return spoil
 
 
 def _extra_config(content: RecordDict) -> None:
@@ -132,7 +141,8 @@ def _extra_record(content: RecordDict) -> None:
     "spoil",
     [_arrays(torch.ones(7), patients=torch.zeros(1)), _arrays(torch.ones(6)), _arrays(torch.ones(8)),
      _arrays(torch.ones(7, 1)), _arrays(torch.ones(7).double()), _arrays(torch.full((7,), torch.nan)), _other_name, _no_array,
-     _extra_metric, _nan_epsilon, _negative_weight, _extra_config, _extra_record],
+     _extra_metric, _nan_epsilon, _own_weight, _extra_config, _extra_record,
+     *map(_ledger, ("", "0", "7:", f"0:{HASH}", f"-1:{HASH}", f"7:{HASH.upper()}", f"7:{HASH}\n", f"{10**9}:{HASH}", 7))],
 )  # fmt: skip
 def test_a_spoiled_reply_is_refused(spoil: Callable[[RecordDict], None]) -> None:
     content = reply()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.federation import marked
+from simulations.guardian import marked
 
 TINY = """
 name: tiny
@@ -146,7 +146,7 @@ def test_a_cap_that_is_already_spent_is_refused_and_nothing_is_released(run: Pat
 
 def test_training_without_privacy_is_reported_and_never_released(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
-    done = fedsynth("simulate", tmp_path / "tiny.yaml", "--out", tmp_path / "out", "--epsilon", "0", "--rounds", "1")
+    done = fedsynth("simulate", tmp_path / "tiny.yaml", "--out", tmp_path / "out", "--epsilon", "none", "--rounds", "1")
     assert done.returncode == 3
     assert (tmp_path / "out" / "report.html").exists()
     assert not (tmp_path / "out" / "release").exists()
@@ -157,7 +157,7 @@ def test_training_without_privacy_is_reported_and_never_released(tmp_path: Path)
     ("arguments", "code", "message"),
     [
         (["simulate", "nothing.yaml"], 2, "cannot read"),
-        (["simulate", "typo.yaml"], 2, "nearest valid key is `rounds`"),
+        (["simulate", "typo.yaml"], 2, "did you mean `rounds`?"),
         (["simulate", "noisy.yaml"], 1, "times the largest possible signal"),
         (["simulate", "folder.yaml"], 1, "there is no folder"),
     ],

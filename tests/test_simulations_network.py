@@ -39,7 +39,7 @@ from shared import audit, bundle, keys, ports
 from shared import journal as journals
 from shared.config import Experiment, read
 from shared.errors import FederationError, ReleaseRefused
-from simulations.federation import marked
+from simulations.guardian import marked
 from simulations.loopback import Loopback, command, federation
 
 TINY = """

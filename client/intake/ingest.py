@@ -26,7 +26,7 @@ from shared.errors import DataError
 
 # Settings that do not change what a patient's files become
 UNRELATED = {
-    "name", "data", "pacs", "labels", "epsilon_cap", "delta", "records", "separate_cohorts", "share", "weight", "policy",
+    "name", "data", "pacs", "labels", "epsilon_cap", "delta", "records", "separate_cohorts", "share", "policy",
 }  # fmt: skip
 
 
@@ -115,7 +115,9 @@ def ingest(
                 images.check_classes(Inputs(data, files, key), classes)
             ties = {"dicom": dicom.ties, "nifti": nifti.ties, "images": images.ties}[site.format]
             outcome = pull.Outcome(folder.read(task, ties, data, files, partial, progress, say, jobs))
+        dataset.forget(work)
         _replace(partial, work / "cohort")
+        dataset.register(site, work, image_size=image_size, classes=classes)
         batch, silence = outcome.batch, outcome.silence
         manifest.write(batch.entries, work / "manifest.jsonl", _ran(site, models))
     counts, reasons = manifest.verdicts(batch.entries), manifest.reasons(batch.entries)

@@ -3,21 +3,28 @@
 Flower's node talks to its server through eight functions. They are wrapped:
 
     arriving   the run's bundle must be approved, byte for byte, before anything else of the run is looked at; then the
-               request is opened and checked against the policy. A refusal is answered from here, and the app never starts
+               request passes the door (admission.py): policy, cohort, ledger. What it costs is on the ledger before the app starts,
+               and what was asked before is answered from here, byte for byte. A refusal is answered from here too
     leaving    the app's reply is opened, checked and *built anew* from what was checked: the tensors that were asked for,
-               float32, finite, in their shapes; the site's name; the policy's metrics. What is not in that list cannot
-               survive, whatever the app put beside it. An update leaves only when the round is on the ledger
+               float32, finite, in their shapes; the site's name; the policy's metrics; what this process knows of the ledger. What
+               is not in that list cannot survive, whatever the app put beside it. One request that was paid for lets one reply out
+
+The ledger's high-water mark is in the node's journal as well: a ledger that lost its end is found out here (privacy/ledger.py).
 
 Also gone: the app's running time, which Flower sends along and which tells the number of patients; the text of an app's
-errors, which may quote data; replies that nobody asked for.
+errors, which may quote data, and of our own, which may name files (shared/refusals.py); replies that nobody asked for.
 
 What this cannot do: tell an update with noise from one without, or see what an app hides in the values of the tensors
-themselves. That is what approving the bundle is for. The time of a reply is visible to whoever waits for it.
+themselves. That is what approving the bundle is for. When a reply leaves is visible to whoever waits for it; with
+`policy.answer_every_s` that time is a multiple of so many seconds.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,29 +42,28 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 from flwr.supercore.run import RunNotRunningException
 
-from client import budget, dataset, policy
+from client import admission, dataset, policy, replies
+from client.answers import Answers
+from client.dataset import Facts
 from client.link import approval, journal, line, node, parcel
-from privacy import ledger, statistics
-from shared import bundle, messages, weights
-from shared.config import Experiment, Site
+from privacy.ledger import Drawn, Mark
+from shared import bundle, messages
+from shared.config import Site
 from shared.errors import FederationError, FedsynthError, MessageError, PolicyError
 from shared.journal import configuration
-from shared.network import shapes
 
 LOG = logging.getLogger("fedsynth.client")
 
 
 @dataclass
 class Asked:
-    """A request that was let in, kept until its reply leaves."""
+    """A message that was let in and paid for, kept until its reply leaves. `came_s`: when, on this machine's steady clock."""
 
     message: Message
-    experiment: Experiment
-    round: int
-    noise_multiplier: float
-    shapes: messages.Shapes
-    proposal: bool = False  # not a round, but a release that the site is asked about: one bit may leave
-    request: str = ""  # what the reply must say that it answers
+    about: admission.Round | admission.Question
+    came_s: float
+    drawn: Drawn | None = None
+    facts: Facts | None = None
 
 
 class Boundary:
@@ -69,7 +75,7 @@ class Boundary:
         self._asked: dict[str, Asked] = {}
         self._objects: dict[str, bytes] = {}
         self._bundles: dict[int, Any] = {}
-        self._shapes: dict[str, messages.Shapes] = {}
+        self._mark: Mark | None = None
 
     def around(self, connect: Callable[..., Any]) -> Callable[..., Any]:
         """The same function that opens a connection, with all that passes checked; it ends when the server shuts the node out."""
@@ -101,37 +107,40 @@ class Boundary:
             if got is None:
                 return None
             message, tree = got
+            came_s = time.monotonic()
             try:
-                self._admit(message, tree, get_run, get_fab, pull_object)
-                return message, tree
+                known = self._admit(message, tree, get_run, get_fab, pull_object, came_s)
+                if known is None:
+                    return message, tree
+                content, sent = _packed(known)
             except (httpx.HTTPError, RunNotRunningException):
                 raise  # of the line, not of the request
             except ObjectPullError:
                 journal.write(self.work, "dropped", reason="a request that the server took back")
                 return None
             except Exception as error:  # noqa: BLE001 - whatever is wrong with a request, it goes no further
-                reason = f"{type(error).__name__}: {error}" if isinstance(error, FedsynthError) else "unreadable"
+                reason = (
+                    f"{type(error).__name__}: {error}" if isinstance(error, FedsynthError) else type(error).__name__
+                )
                 run = str(message.metadata.run_id)
                 LOG.error("refused a request: %s", reason, extra={"site": self.site.name, "run": run})
                 journal.write(self.work, "refused", run=run, reason=reason)
-                confirm(message.metadata.run_id, message.metadata.message_id)
-                deliver(message, messages.pack_refusal(messages.Refusal(self.site.name, reason)))
-                return None
+                content, sent = _packed(policy.refusal(self.site.name, error))
+            confirm(message.metadata.run_id, message.metadata.message_id)
+            self._wait(came_s)
+            deliver(message, content)
+            if "refused" not in sent:
+                journal.write(self.work, "sent", run=str(message.metadata.run_id), **sent)
+            return None
 
         def checked_send(message: Message, tree: Any, _seconds: float) -> tuple[set[str], str]:
             asked = self._asked.pop(message.metadata.reply_to_message_id, None)
             if asked is None:
                 journal.write(self.work, "dropped", reason="a reply that nobody asked for")
                 raise PolicyError("the app sent a reply that nobody asked for; it was dropped")
-            reply = self._examine(message, tree, asked)
-            sent: dict[str, Any]
-            if isinstance(reply, messages.Verdict):
-                content, sent = messages.pack_verdict(reply), {"passed": reply.passed}
-            elif isinstance(reply, messages.TrainReply):
-                content, sent = messages.pack_reply(reply), {"epsilon": reply.epsilon, "tensors": len(reply.update)}
-            else:
-                content, sent = messages.pack_refusal(reply), {"refused": reply.reason}
-            journal.write(self.work, "sent", run=str(asked.message.metadata.run_id), round=asked.round, **sent)
+            content, sent = _packed(self._examine(message, tree, asked))
+            self._wait(asked.came_s)
+            journal.write(self.work, "sent", **self._run(asked), **sent)
             deliver(asked.message, content)
             LOG.info("sent %s", ", ".join(f"{name} {value}" for name, value in sent.items()), extra=self._about(asked))
             return set(), ""  # nothing of the app's own message is left to send
@@ -151,8 +160,17 @@ class Boundary:
 
         return node_id, checked_receive, checked_send, get_run, checked_bundle, cached_object, no_object, confirm
 
-    def _admit(self, message: Message, tree: Any, get_run: Any, get_fab: Any, pull_object: Any) -> None:
-        """Raise what is wrong with a request; remember it when nothing is."""
+    def _wait(self, came_s: float) -> None:
+        """Until the next whole multiple of `policy.answer_every_s` since the request came."""
+        every_s = self.site.policy.answer_every_s
+        if every_s is not None:
+            passed_s = time.monotonic() - came_s
+            time.sleep(math.ceil(passed_s / every_s) * every_s - passed_s)
+
+    def _admit(
+        self, message: Message, tree: Any, get_run: Any, get_fab: Any, pull_object: Any, came_s: float
+    ) -> messages.TrainReply | messages.Verdict | None:
+        """Let a request in, paid for, and remember it; or give the answer that is known already. Raises what is wrong with it."""
         run_id = message.metadata.run_id
         run = get_run(run_id)
         known = message.metadata.message_type in (MessageType.TRAIN, MessageType.QUERY)
@@ -171,44 +189,52 @@ class Boundary:
         opened = inflate_object_from_contents(tree.object_id, dict(contents), keep_object_contents=True)
         if not isinstance(opened, Message) or not opened.has_content():
             raise MessageError("the request holds nothing")
+        run_name, name = str(run_id), message.metadata.message_id
         if message.metadata.message_type == MessageType.QUERY:
-            self._admit_proposal(message, opened.content, contents)
-            return
-        experiment, number, noise_multiplier, arrays = messages.unpack_request(opened.content)
-        policy.check(self.site, experiment, noise_multiplier)
-        expected = self._expected(experiment)
-        messages.tensors(arrays, expected, "the request's arrays")
-        self._objects = contents
-        request = messages.request_id(opened.content)
-        asked = Asked(message, experiment, number, noise_multiplier, expected, request=request)
-        self._asked = {message.metadata.message_id: asked}
-        journal.write(
-            self.work,
-            "asked",
-            run=str(run_id),
-            experiment=experiment.name,
-            round=number,
-            epsilon=experiment.privacy.epsilon,
-            bundle=run.fab_hash,
-            configuration=configuration(experiment),
-        )
-        LOG.info("asked to train for %s, round %d", experiment.name, number, extra=self._about(asked))
+            question = admission.question_of(opened.content, self.site)
+            before = admission.count(question, self.site, self.work)
+            journal.write(self.work, "asked", run=run_name, experiment=question.experiment.name, about="a release")
+            if before is not None:
+                return before
+            asked = Asked(message, question, came_s)
+        else:
+            round_ = admission.round_of(opened.content, self.site)
+            found = admission.spend(round_, self.site, self.work, run_name, self._marks())
+            mark = found[0].mark if isinstance(found, tuple) else None
+            journal.write(
+                self.work,
+                "asked",
+                run=run_name,
+                experiment=round_.experiment.name,
+                round=round_.number,
+                epsilon=round_.experiment.privacy.epsilon,
+                bundle=run.fab_hash,
+                configuration=configuration(round_.experiment),
+                **({} if mark is None else {"ledger_records": mark.records, "ledger_hash": mark.hash}),
+            )
+            if not isinstance(found, tuple):
+                return found
+            self._mark = mark
+            asked = Asked(message, round_, came_s, *found)
+        self._objects, self._asked = contents, {name: asked}
+        LOG.info("asked about %s", asked.about.experiment.name, extra=self._about(asked))
+        return None
+
+    def _marks(self) -> list[Mark]:
+        """The ledger's last mark in the node's journal, which a ledger that lost its end no longer runs through."""
+        if self._mark is None:
+            for entry in reversed(journal.read(self.work)):
+                if entry.get("ledger_hash"):
+                    self._mark = Mark(int(entry["ledger_records"]), str(entry["ledger_hash"]))
+                    break
+        return [] if self._mark is None else [self._mark]
+
+    def _run(self, asked: Asked) -> dict[str, Any]:
+        number = asked.about.number if isinstance(asked.about, admission.Round) else 0
+        return {"run": str(asked.message.metadata.run_id), "round": number}
 
     def _about(self, asked: Asked) -> dict[str, Any]:
-        return {"site": self.site.name, "run": str(asked.message.metadata.run_id), "round": asked.round}
-
-    def _admit_proposal(self, message: Message, content: RecordDict, contents: dict[str, bytes]) -> None:
-        """A release that the site is asked about; how often it answers is counted in the app, on the site's own record."""
-        if not self.site.release_checks:
-            raise PolicyError(f"{self.site.name} does not judge releases (`release_checks`)")
-        experiment, arrays, _ = messages.unpack_proposal(content)
-        expected = self._expected(experiment)
-        messages.tensors(arrays, expected, "the proposal's arrays")
-        self._objects = contents
-        self._asked = {message.metadata.message_id: Asked(message, experiment, 0, 0.0, expected, proposal=True)}
-        journal.write(
-            self.work, "asked", run=str(message.metadata.run_id), experiment=experiment.name, about="a release"
-        )
+        return {"site": self.site.name, **self._run(asked)}
 
     def _check_bundle(self, run: Any, get_fab: Any) -> None:
         """The run's bundle is approved now, and the bytes are those. PolicyError otherwise; the bytes are kept to be read."""
@@ -217,58 +243,55 @@ class Boundary:
             found = get_fab(run.fab_hash, run.run_id)
         digest = bundle.sha256(found.content)
         if digest != run.fab_hash or len(found.content) > bundle.LIMIT:
-            raise PolicyError("the app bundle is not the one that the run names")
+            raise PolicyError("the app bundle is not the one that the run names", word="code")
         lacking = approval.missing(self.site, self.work, digest)
         if lacking:
             approval.quarantine(self.work, digest, found.content)
             raise PolicyError(
                 f"{self.site.name} has not approved the app bundle {digest[:12]} ({lacking} of {self.site.policy.signatures} "
-                "signatures are missing); its people look at it with `fedsynth client approve`"
+                "signatures are missing); its people look at it with `fedsynth client approve`",
+                word="code",
             )
         self._bundles = {run.run_id: found}
-
-    def _expected(self, experiment: Experiment) -> messages.Shapes:
-        """Names and shapes of the tensors that may travel."""
-        key = experiment.model_dump_json(include={"base", "network", "classes", "training"})
-        if key not in self._shapes:
-            model = weights.load_base(experiment.base, experiment.network, experiment.classes)
-            self._shapes = {key: shapes(model.trainable(experiment.training.trainable))}
-        return self._shapes[key]
 
     def _examine(
         self, message: Message, tree: Any, asked: Asked
     ) -> messages.TrainReply | messages.Verdict | messages.Refusal:
         """What may leave in place of the app's reply."""
+        failed = messages.Refusal(self.site.name, "failed")
         try:
             if message.has_error():
-                journal.write(
-                    self.work, "failed", run=str(asked.message.metadata.run_id), reason="the app's process ended"
-                )
-                return messages.Refusal(self.site.name, "the site's app failed; its own log says why")
+                journal.write(self.work, "failed", **self._run(asked), reason="the app's process ended")
+                return failed
             opened = inflate_object_from_contents(tree.object_id, self._collect(tree))
             if not isinstance(opened, Message) or not opened.has_content():
                 raise MessageError("the app's reply holds nothing")
-            if asked.proposal:
+            if isinstance(asked.about, admission.Question):
                 verdict = messages.unpack_verdict(opened.content)
                 if isinstance(verdict, messages.Refusal):
-                    return policy.refusal(self.site, verdict)
+                    return failed
+                Answers(dataset.records(self.site, self.work)).answered(asked.about.digest, verdict.passed)
                 return messages.Verdict(self.site.name, verdict.passed)
-            figures = statistics.asked(asked.experiment.privacy.statistics, asked.round)
-            reply = messages.unpack_reply(opened.content, asked.shapes, figures)
+            reply = messages.unpack_reply(opened.content, asked.about.shapes, asked.about.figures)
             if isinstance(reply, messages.Refusal):
-                return policy.refusal(self.site, reply)
-            if reply.request != asked.request:
+                return failed
+            if reply.request != asked.about.request:
                 raise MessageError("the app's reply answers another request")
-            policy.check_reply(self.site, asked.experiment, reply)
-            self._on_the_ledger(asked, figures)
+            policy.check_reply(self.site, asked.about.experiment, reply)
+            if asked.drawn is None or asked.facts != dataset.facts(self.work):
+                raise PolicyError(
+                    "the cohort was made anew while the app trained: the ledger may not know whom it trained on"
+                )
+            mark = asked.drawn.mark
+            reply = dataclasses.replace(reply, epsilon=asked.drawn.epsilon, ledger=(mark.records, mark.hash))
+            if asked.about.noise_multiplier > 0:
+                replies.keep(self.work, reply)
             return reply
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a reply, it does not leave
-            reason = f"{type(error).__name__}: {error}" if isinstance(error, FedsynthError) else "unreadable reply"
+            reason = f"{type(error).__name__}: {error}" if isinstance(error, FedsynthError) else type(error).__name__
             LOG.error("kept back the app's reply: %s", reason, extra=self._about(asked))
             journal.write(self.work, "kept back", run=str(asked.message.metadata.run_id), reason=reason)
-            return messages.Refusal(
-                self.site.name, "the site's boundary kept the app's reply back; its journal says why"
-            )
+            return failed
 
     def _collect(self, tree: Any) -> dict[str, bytes]:
         """The bytes of the app's reply. MessageError when they are too many or do not come."""
@@ -285,15 +308,11 @@ class Boundary:
         large = MessageError("the app's reply is larger than the policy permits")
         return parcel.collect(tree, get, limit=self.limit, large=large, short=short)
 
-    def _on_the_ledger(self, asked: Asked, figures: dict[str, float]) -> None:
-        """PolicyError unless the ledger holds what this round of this experiment costs: its steps, and each figure."""
-        path = dataset.records(self.site, self.work) / budget.LEDGER_FILE
-        purpose = f"{asked.experiment.name}, round {asked.round}"
-        costs = {f"{purpose}, {name}": (noise, 1) for name, noise in figures.items()}
-        costs[purpose] = (asked.noise_multiplier, asked.experiment.training.steps)
-        on_record = {
-            (r.get("purpose"), (r.get("noise_multiplier"), r.get("steps")))
-            for r in (ledger.verify(path) if path.exists() else [])
-        }
-        if not costs.items() <= on_record:
-            raise PolicyError("the app sent an update for a round that is not on the ledger")
+
+def _packed(reply: messages.TrainReply | messages.Verdict | messages.Refusal) -> tuple[RecordDict, dict[str, Any]]:
+    """What is sent, and what the journal says of it."""
+    if isinstance(reply, messages.Verdict):
+        return messages.pack_verdict(reply), {"passed": reply.passed}
+    if isinstance(reply, messages.TrainReply):
+        return messages.pack_reply(reply), {"epsilon": reply.epsilon, "tensors": len(reply.update)}
+    return messages.pack_refusal(reply), {"refused": reply.reason}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -62,7 +63,7 @@ class Follow:
             )
         elif kind == "site_did_not_judge":
             self.console.print(
-                f"  {event['site']}: [red]no answer[/] about the release · {event['reason']}", highlight=False
+                f"  {event['site']}: [red]no answer[/] about the release · {escape(event['reason'])}", highlight=False
             )
         elif kind == "site_replied":
             spent = "" if event["epsilon"] is None else f", epsilon {event['epsilon']:.3f}"
@@ -71,7 +72,7 @@ class Follow:
         elif kind == "site_failed":
             self.bar.advance(self.task)
             self.console.print(
-                f"  round {number} · {event['site']}: [red]no update[/] · {event['reason']}", highlight=False
+                f"  round {number} · {event['site']}: [red]no update[/] · {escape(event['reason'])}", highlight=False
             )
         elif kind == "evaluated":
             shown = ", ".join(

@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from server import finish, journal
+from server.aggregate import check_weights
 from server.events import read as read_events
 from server.link import jobs, provision
 from server.link.follow import Follow, progress
@@ -34,11 +35,13 @@ def run(folder: Path, experiment: Experiment, heldout: Path | None, console: Con
     heldout   folder of a cohort, or a file of held-out images; needed at the first time
     Raises FederationError when no server runs or the run ends, ReleaseRefused after the report is written.
     """
-    sites = sum(m.admitted for m in provision.members(folder))
-    if not sites:
+    admitted = [m.site for m in provision.members(folder) if m.admitted]
+    if not admitted:
         raise FederationError("no site is admitted yet; approve their requests with `fedsynth server approve`")
     if experiment.data == "sites":
         raise ConfigError("`sites` of an experiment are for simulations; here the admitted sites take part")
+    check_weights(experiment.federation, admitted)
+    sites = len(admitted)
     cohort = experiment.cohort.model_copy(update={"sites": sites})
     experiment = experiment.model_copy(update={"cohort": cohort})
     out = folder / "runs" / experiment.name

@@ -4,7 +4,7 @@ Flower offers everything on one port: the nodes' API, the API that registers nod
 out tasks. The second asks nobody who they are, so whoever reaches the port could admit themselves. Here instead:
 
     outer door   address of federation.yaml, TLS; the nodes' API alone, and only for keys that are approved, not revoked and
-                 not expired at this moment. Flower then checks the signature of every request.
+                 not expired at this moment. Flower then checks the signature of every request, and inbox.py whose answer it holds.
     inner door   127.0.0.1, a port of its own, no TLS; the API of the server's own app processes, which need a secret
                  (to be given a task) or that task's token
     no door      registering nodes and starting runs: this process does so itself, for what lies in its folder (mode 0700)
@@ -44,7 +44,7 @@ from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.main import create_app
 
-from server.link import jobs, provision, seen
+from server.link import inbox, jobs, provision, seen
 from server.link.provision import Federation
 from shared import flower, journal, keys, ports
 from shared.errors import FederationError
@@ -130,6 +130,7 @@ def serve(federation: Federation, folder: Path) -> None:
     secret = state / "tasks.secret"
     secret.unlink(missing_ok=True)
     keys.write_secret(secret, secrets.token_bytes(32))
+    inbox.guard()
     app = create_app(_config(folder, inner_port, secret.read_bytes()), SuperLinkLifespan)
     links = app.state.linkstate_factory.state()
     doors = Doors(app)

@@ -125,6 +125,9 @@ def verify(
         typer.echo(json.dumps(asdict(found)))
         return
     typer.echo(f"{found.experiment}: {found.files} files, as they were signed by {found.fingerprint}")
+    if found.ignored:
+        shown = ", ".join(found.ignored[:5]) + (", ..." if len(found.ignored) > 5 else "")
+        typer.echo(f"Not part of the release, left there by what carried it: {len(found.ignored)} ({shown})")
     if not found.known:
         typer.echo("Whose key that is, the release cannot say: compare the fingerprint, or give --public-key.")
 

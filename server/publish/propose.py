@@ -1,7 +1,7 @@
 """Draw what would be released and ask every site whether it may go out: one bit from each, about its own patients.
 
 The answers lie in sites_say.json beside the digest of the images they are about; a release of other images is not covered by
-them. A site that does not answer, or refuses to, has not said yes.
+them. A site that does not answer, or refuses to, or whose answer cannot be opened, has not said yes; it holds up nobody else.
 
 Left out: asking about a part of the images. A site sees all of them, so a very large release is a very large message.
 """
@@ -89,9 +89,9 @@ def propose(
         )
     )
     said: dict[str, bool] = {}
-    for answer in ask(grid, nodes(grid), content, MessageType.QUERY, patience_s=TIMEOUT_S):
+    for answer in ask(grid, nodes(grid), content, MessageType.QUERY, patience_s=TIMEOUT_S, largest=0):
         known = names(out)
-        site = known.get(answer.node, f"node {answer.node}")
+        site = (known or {}).get(answer.node, f"node {answer.node}")
         try:
             reply = answer.opened(messages.unpack_verdict, known)
             site = reply.site

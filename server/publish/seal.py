@@ -2,7 +2,8 @@
 
 SHA256SUMS covers every file but itself and SIGNATURE.json, in the format of `sha256sum -c`. SIGNATURE.json is a sealed document
 (see `shared.signing`) over the digest of SHA256SUMS. So whoever has the coordinator's public key from somewhere else than the
-release can tell that no byte was changed, no file taken away and none added.
+release can tell that no byte was changed, no file taken away and none added. What git, a hub's client or a desktop leaves beside
+the files (`.git`, `.cache/huggingface`, `.DS_Store`, ...) is listed and passes: it is not part of the release.
 
 The key inside SIGNATURE.json proves nothing about who signed: compare its fingerprint with one that you were given.
 """
@@ -21,16 +22,21 @@ from shared.errors import DataError, SignatureError
 
 SUMS, SIGNATURE = "SHA256SUMS", "SIGNATURE.json"
 FORMAT = "fedsynth release 1"
+MOST = 20  # faults in one message
 
 
 @dataclass(frozen=True)
 class Verified:
-    """A release that is as it was signed. `known`: the signer's key came from outside the release."""
+    """A release that is as it was signed. `known`: the signer's key came from outside the release.
+
+    ignored   files beside it that its transport left there; they are not part of it
+    """
 
     experiment: str
     files: int
     fingerprint: str
     known: bool
+    ignored: tuple[str, ...] = ()
 
 
 def close(folder: Path, experiment: str, key: Ed25519PrivateKey | None) -> None:
@@ -46,7 +52,7 @@ def close(folder: Path, experiment: str, key: Ed25519PrivateKey | None) -> None:
 def verify(
     folder: Path, public_key: Path | None = None, progress: Callable[[int, int], None] | None = None
 ) -> Verified:
-    """Check a release. SignatureError names the first thing that is wrong; DataError: not a release.
+    """Check a release. SignatureError names what is wrong, all of it; DataError: not a release.
 
     public_key   the coordinator's key, from somewhere else than the release; none: the one that the signature names
     """
@@ -61,20 +67,39 @@ def verify(
     if body.get("sums_sha256") != digest(folder / SUMS):
         raise SignatureError(f"{SUMS} is not the one that was signed")
     listed = {}
-    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
+    for line in (folder / SUMS).read_text(encoding="utf-8").split("\n"):
         found, _, name = line.partition("  ")
-        listed[name] = found
-    present = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
-    for name in sorted(listed.keys() - present.keys()):
-        raise SignatureError(f"the release lacks {name}")
-    for name in sorted(present.keys() - listed.keys()):
-        raise SignatureError(f"the release holds {name[:80]!r}, which was not signed")
+        if name:
+            listed[name] = found
+    paths = _files(folder)
+    present = {path.relative_to(folder).as_posix(): path for path in paths}
+    ignored = sorted(name for name in present.keys() - listed.keys() if _of_transport(name))
+    wrong = [f"the release lacks {name}" for name in sorted(listed.keys() - present.keys())]
+    extra = sorted(present.keys() - listed.keys() - set(ignored))
+    wrong += [f"the release holds {name[:80]!r}, which was not signed" for name in extra]
     for number, (name, expected) in enumerate(listed.items(), 1):
-        if present[name].is_symlink() or digest(present[name]) != expected:
-            raise SignatureError(f"{name} was changed after it was signed")
+        if name in present and (present[name].is_symlink() or digest(present[name]) != expected):
+            wrong.append(f"{name} was changed after it was signed")
         if progress:
             progress(number, len(listed))
-    return Verified(str(body.get("experiment")), len(listed), signing.fingerprint(signer), public is not None)
+    if wrong:
+        more = f"; and {len(wrong) - MOST} more" if len(wrong) > MOST else ""
+        raise SignatureError("; ".join(wrong[:MOST]) + more)
+    return Verified(
+        str(body.get("experiment")), len(listed), signing.fingerprint(signer), public is not None, tuple(ignored)
+    )
+
+
+def _of_transport(name: str) -> bool:
+    """Whether a file is what git, a hub's client or a desktop leaves beside the files that it carries. Nothing here reads it."""
+    parts = name.split("/")
+    return (
+        parts[0] in {".git", "__MACOSX"}
+        or parts[:2] == [".cache", "huggingface"]
+        or name in {".gitattributes", ".gitignore"}
+        or parts[-1] in {".DS_Store", "Thumbs.db", "desktop.ini"}
+        or parts[-1].startswith("._")
+    )
 
 
 def digest(path: Path) -> str:

@@ -38,6 +38,7 @@ from privacy import ledger
 from server import checkpoint
 from server.aggregate import ServerOptimizer, Tensors
 from server.events import Events, read
+from server.ledgers import Ledgers
 from server.plan import plan
 from server.strategy import Strategy, largest_update
 from shared import weights
@@ -131,7 +132,8 @@ def once(out: Path, rounds: int, sites: int, rate: float, rng: random.Random) ->
     strategy = Strategy(
         experiment, tensors, noise_multiplier=noise, sites=sites, minimum_sites=1,
         largest=largest_update(experiment, noise, sum(t.numel() for t in tensors.values())), events=events,
-        optimizer=ServerOptimizer(experiment.federation, tensors), after_round=after, clock=clock, sleep=clock.sleep,
+        optimizer=ServerOptimizer(experiment.federation, tensors), after_round=after, ledgers=Ledgers(out), clock=clock,
+        sleep=clock.sleep,
     )  # fmt: skip
     draw()
     with inside_a_run(), patch.dict(os.environ):
@@ -150,9 +152,9 @@ def check(out: Path, names: list[str], events: list[dict[str, Any]], told: list[
                 f"round {event['round']}: {event['contributed']} recorded, {sorted(well)} answered well"
             )
     for name in names:
-        purposes = Counter(r.get("purpose") for r in ledger.verify(out / name / "ledger.jsonl"))
+        drawn = {d.number for d in ledger.draws(ledger.verify(out / name / "ledger.jsonl"))}
         for event in finished:
-            if name in event["contributed"] and not purposes[f"dropouts, round {event['round']}"]:
+            if name in event["contributed"] and event["round"] not in drawn:
                 raise FedsynthError(f"{name} was not charged for round {event['round']}")
     return [len(e["contributed"]) for e in finished]
 
@@ -167,6 +169,7 @@ def hospital(folder: Path, name: str) -> None:
         dataset.save(dataset.Patient(f"p{i}", i % 3, images), folder / "cohort")
     site = Site(name=name, data=folder, format="images", face_removal="none", epsilon_cap=16.0)
     (folder / "site.yaml").write_text(yaml.safe_dump(site.model_dump(mode="json")))
+    dataset.register(site, folder, image_size=SIZE, classes=())
 
 
 def site(

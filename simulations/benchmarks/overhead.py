@@ -34,7 +34,7 @@ from shared.config import Experiment
 from shared.errors import FederationError
 from simulations.benchmarks.faults import SITE, experiment
 from simulations.benchmarks.server_memory import NETWORK
-from simulations.federation import marked
+from simulations.guardian import marked
 from simulations.loopback import Loopback, federation, until
 from simulations.running import Run, ledger_of
 

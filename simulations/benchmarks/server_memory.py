@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from rich.console import Console
 from rich.table import Table
 
+from privacy.accounting import Event, epsilon
 from server.link import jobs, provision
 from server.measure.heldout import Heldout
 from shared import flower, keys, messages, ports
@@ -121,13 +122,13 @@ def _site(kit: keys.Kit, key: ec.EllipticCurvePrivateKey, gate: threading.Semaph
             except FederationError:  # nothing yet
                 continue
             with gate:
-                experiment, number, _, arrays = messages.unpack_request(request.content)
+                experiment, number, noise, arrays = messages.unpack_request(request.content)
                 rng = torch.Generator().manual_seed(hash((kit.site, number)) & 0xFFFFFFFF)
                 update = {name: torch.randn(a.shape, generator=rng) * 1e-3 for name, a in arrays.items()}
                 asked = messages.request_id(request.content)
-                reply = messages.TrainReply(
-                    kit.site, update, float("inf"), 1.0, experiment.training.steps, request=asked
-                )
+                steps, privacy = experiment.training.steps, experiment.privacy
+                spent = epsilon([Event(noise, privacy.sampling_rate, steps)], privacy.delta)
+                reply = messages.TrainReply(kit.site, update, spent, steps, request=asked)
                 line.answer(request, messages.pack_reply(reply))
                 del request, arrays, update, reply
 
