@@ -17,6 +17,7 @@ Left out: compose.yaml itself, which needs an engine; a read-only root and dropp
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -92,7 +93,21 @@ def base(build: Builder, folder: Path) -> str:
     with build.container("scratch") as (container, _):
         build("add", "--quiet", container, root, "/")
         build("commit", "--quiet", container, "fedsynth-base")
-    return "fedsynth-base"
+    return "localhost/fedsynth-base@" + build(
+        "inspect", "--type", "image", "--format", "{{.FromImageDigest}}", "fedsynth-base"
+    )
+
+
+def own_torch(folder: Path, pip: Path) -> list[str]:
+    """What names the wheel of torch that this machine's pip finds, where constraints.txt does not: a build without CUDA."""
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    pinned = re.search(r"(?m)^torch==\S+", text)
+    assert pinned is not None
+    words = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder / "torch"), pinned[0]]
+    subprocess.run(words, check=True, env=os.environ | {"PIP_CONFIG_FILE": str(pip)})
+    (wheel,) = (folder / "torch").iterdir()
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    return [] if f"sha256:{digest}" in text else ["--build-arg", f"TORCH_SHA256={digest}"]
 
 
 def pip_settings(folder: Path) -> tuple[Path, set[Path]]:
@@ -113,7 +128,8 @@ def image(build: Builder, room: str, source: str, folder: Path) -> str:
     mounts = [word for place in sorted(named) for word in ("--volume", f"{place}:{place}:ro")]
     began, tag = time.monotonic(), f"fedsynth-{room}"
     build("bud", "--quiet", "--format", "docker", "--isolation", "chroot", "--layers", "--build-arg", f"BASE={source}",
-          "--secret", f"id=pip,src={pip}", *mounts, "--file", ROOT / room / "Dockerfile", "--tag", tag, ROOT)  # fmt: skip
+          *own_torch(folder / room, pip), "--secret", f"id=pip,src={pip}", *mounts, "--file", ROOT / room / "Dockerfile",
+          "--tag", tag, ROOT)  # fmt: skip
     CONSOLE.print(f"[bold]{tag}[/], built in {time.monotonic() - began:.0f} s")
     return tag
 
@@ -224,7 +240,7 @@ WORK = {"client": hospital, "server": coordinator}
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", help="an image to build on that buildah knows; else one is made with debootstrap")
+    parser.add_argument("--base", help="an image to build on, by its digest; else one is made with debootstrap")
     parser.add_argument("--storage-driver", default="vfs", choices=("vfs", "overlay"))
     chosen = parser.parse_args()
     build, answers = Builder(chosen.storage_driver), list[bool]()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from client import dataset
+from privacy import membership
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("client", "server")
@@ -44,10 +48,16 @@ def mounted(service: dict[str, Any]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_the_base_is_an_argument_with_a_public_default(room: str) -> None:
+def test_attack_10_the_base_is_named_by_its_digest_or_nothing_is_built(room: str) -> None:
+    """What a name means today may be another image tomorrow."""
     found = lines(room)
-    assert found[0] == ("ARG", "BASE=python:3.11-slim-bookworm")
+    assert found[0] == ("ARG", "BASE"), "no default: a name without a digest would be one"
     assert [text for word, text in found if word == "FROM"] == ["${BASE} AS build", "${BASE}"]
+    assert found[2] == ("ARG", "BASE")
+    (check,) = (text for word, text in found if word == "RUN" and "@sha256:" in text)
+    for name, good in {"debian": False, "debian:12": False, "": False, f"debian:12@sha256:{'0' * 64}": True}.items():
+        done = subprocess.run(["sh", "-c", check], env={"BASE": name}, capture_output=True, check=False)
+        assert (done.returncode == 0) is good, name
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -73,7 +83,19 @@ def test_what_programs_like_to_write_goes_to_tmp(room: str) -> None:
 def test_only_tested_versions_are_installed_and_the_image_lists_them(room: str) -> None:
     found = lines(room)
     assert ("COPY", "constraints.txt ./") in found
-    assert any(word == "ENV" and "PIP_CONSTRAINT=/src/constraints.txt" in text for word, text in found)
+    installs = [
+        text
+        for word, line in found
+        if word == "RUN"
+        for text in re.split("&&|;", line)
+        if re.search(r"pip\b.* install ", text)
+    ]
+    assert len(installs) == 4
+    for text in installs:
+        checked = "--constraint constraints.txt" in text and "--only-binary :all:" in text
+        assert checked or re.search("(?<!no)-require-hashes", text), text
+    (wheel,) = (line for word, line in found if word == "RUN" and "pip wheel" in line)
+    assert "--no-build-isolation" in wheel, "a build of its own would fetch what nobody checks"
     assert ("COPY", "--from=build /opt/fedsynth.cdx.json /usr/share/sbom/fedsynth.cdx.json") in final(room)
     pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     assert re.search(r"(?m)^cyclonedx-bom==", pinned) and re.search(r"(?m)^hatchling==", pinned)
@@ -121,21 +143,31 @@ def test_the_node_has_a_network_and_no_patients() -> None:
     assert mounted(node) == {
         "/etc/fedsynth/site.yaml": "FEDSYNTH_HOME/site.yaml:ro",
         "/work/node": "FEDSYNTH_HOME/work/node",
-        "/records": "FEDSYNTH_HOME/records:ro",
+        "/records": "FEDSYNTH_HOME/records",
         "/records/pseudonym.key": "/dev/null:ro",
         "/run/fedsynth": "door",
     }
     assert "ports" not in node
 
 
+def test_attack_10_the_container_with_the_network_has_neither_the_lists_of_patients_nor_the_key_of_their_names() -> (
+    None
+):
+    node = services("client")["node"]
+    lists = membership.folder(Path("ledger.jsonl")).name
+    assert f"/records/{lists}" in node["tmpfs"], "empty memory lies over the lists"
+    assert mounted(node)[f"/records/{dataset.KEY_FILE}"] == "/dev/null:ro"
+
+
 def test_the_app_has_patients_and_no_network() -> None:
     app = services("client")["app"]
     assert app["network_mode"] == "none"
     assert not {"networks", "ports", "links", "extra_hosts"} & app.keys()
-    assert mounted(app)["/work/cohort"].endswith(":ro")
-    assert mounted(app)["/run/fedsynth"] == "door:ro"
-    assert "/work/node" in app["tmpfs"]  # covers the node's key
-    assert "/data" not in mounted(app)
+    assert mounted(app) == {
+        "/etc/fedsynth/site.yaml": "FEDSYNTH_HOME/site.yaml:ro",
+        "/work/cohort": "FEDSYNTH_HOME/work/cohort:ro",
+        "/run/fedsynth": "door:ro",
+    }, "not the records, the node's folder or the manifest"
 
 
 def test_the_scans_are_read_by_one_container_which_cannot_write_them_and_has_no_network() -> None:
