@@ -38,7 +38,7 @@ VECTOR = "tensors"
 BASE_NAME = r"[a-z0-9][a-z0-9-]{0,39}"
 REQUEST = {"experiment", "round", "noise-multiplier"}
 HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00(..)(\{[ -z]{1,200}\}) *\n", re.DOTALL
+    rb"\x93NUMPY\x01\x00(..)(\{[ -|]{1,200}\}) *\n", re.DOTALL
 )  # of an array's bytes, as numpy writes it
 LEDGER = re.compile(r"0:|([1-9][0-9]{0,8}):([0-9a-f]{64})")
 LONGEST = 300  # characters of a stranger's words

@@ -180,7 +180,7 @@ def test_another_request_is_charged_and_the_reply_before_it_is_gone(site: Path) 
     later = ask(site, number=2)  # within what was reserved for the whole run
     assert same(later, ask(site, number=2))
     assert charges(site) == 3
-    assert isinstance(ask(site, noise=5, number=2, run=8), messages.TrainReply)  # another plan is another run
+    assert isinstance(ask(site, noise=5.0, number=2, run=8), messages.TrainReply)  # another plan is another run
     assert charges(site) == 4
 
 
@@ -279,7 +279,9 @@ def test_figures_and_training_that_do_not_fit_together_cost_nothing(site: Path) 
     tree = yaml.safe_load((site / "site.yaml").read_text())
     (site / "site.yaml").write_text(yaml.safe_dump(tree | {"epsilon_cap": 8}))
     noise = accounting.noise_multiplier_for(epsilon=8.0, delta=1e-5, sampling_rate=1.0, steps=4)
-    assert isinstance(ask(site, ASKING, noise), messages.Refusal)
+    statistics = Statistics(patient_count=5.0, mean_loss=5.0)
+    dear = ASKING.model_copy(update={"privacy": ASKING.privacy.model_copy(update={"statistics": statistics})})
+    assert ask(site, dear, noise) == messages.Refusal("north", "budget")
     assert charges(site) == 0
     assert isinstance(ask(site, noise=noise), messages.TrainReply)
 
