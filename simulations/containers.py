@@ -103,7 +103,17 @@ def own_torch(folder: Path, pip: Path) -> list[str]:
     text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     pinned = re.search(r"(?m)^torch==\S+", text)
     assert pinned is not None
-    words = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder / "torch"), pinned[0]]
+    words = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(folder / "torch"),
+        pinned[0],
+    ]
     subprocess.run(words, check=True, env=os.environ | {"PIP_CONFIG_FILE": str(pip)})
     (wheel,) = (folder / "torch").iterdir()
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()

@@ -27,26 +27,23 @@ import fcntl
 import json
 import os
 import resource
-import signal
 import socket
 import struct
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from client.link import landlock, mounts, view
+from client.link import landlock, lifetimes, mounts, view
 
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
     0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 )  # fmt: skip
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
-PR_SET_CHILD_SUBREAPER, GIVE_UP_S = 36, 10.0
+PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 4, 24, 38
 CAPABILITIES = struct.pack("=Ii", 0x20080522, 0)  # version 3 of the header, for this process
 PROBE = """
 import sys
@@ -121,42 +118,6 @@ def enter(*, network: bool) -> None:
             fcntl.ioctl(probe, SIOCSIFFLAGS, struct.pack("16sH14s", b"lo", flags | IFF_UP, b""))
 
 
-def end_with_parent() -> None:
-    """The system kills this process when the one that started it ends, however that ends."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
-def adopt() -> None:
-    """What the processes below this one leave behind when they end becomes a child of this one, and not of the system's first."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def end_children(patience_s: float = 0.0) -> None:
-    """Wait for all children, then kill what is left, and what that had started, until there is nothing. Needs `adopt`."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-            if time.monotonic() > deadline + GIVE_UP_S:
-                raise RuntimeError("a process that an app has left does not end")
-            for child in _children() if time.monotonic() > deadline else []:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
-            time.sleep(0.005)
-            continue
-        return
-
-
-def _children() -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(entry.read_text(errors="replace").rpartition(")")[2].split()[1]) == os.getpid():
-                found.append(int(entry.parent.name))
-    return found
-
-
 def alone() -> bool:
     """Whether no interface but the loopback is up; raising one would need a right that containers drop."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -171,8 +132,8 @@ def _flags(probe: socket.socket, name: str) -> int:
 def main(arguments: list[str]) -> int:
     """The carrier; its exit code is the program's."""
     enclosure, program = Enclosure(**json.loads(arguments[0])), arguments[1:]
-    end_with_parent()
-    adopt()
+    lifetimes.end_with_parent()
+    lifetimes.adopt()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if enclosure.door is not None or enclosure.files == "namespaces":
         enter(network=enclosure.door is not None)
@@ -189,28 +150,18 @@ def main(arguments: list[str]) -> int:
         threading.Thread(target=_carry, args=(listener, enclosure.door), daemon=True).start()
     for thread in printing:
         thread.start()
-    code = _follow(inner)
-    end_children()  # without a PID namespace an app can leave something behind
+    code = lifetimes.follow(inner)
+    lifetimes.end_children()  # without a PID namespace an app can leave something behind
     for thread in printing:
         thread.join(1.0)
     return code
-
-
-def _follow(child: int) -> int:
-    """Hand signals on to a process and wait for its end; its exit code. What else ends meanwhile had lost its parent."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os.kill(child, signal.SIGTERM))
-    while (ended := os.wait())[0] != child:
-        pass
-    code = os.waitstatus_to_exitcode(ended[1])
-    return code if code >= 0 else 128 - code
 
 
 def _inside(enclosure: Enclosure, program: list[str], printed: list[int]) -> None:
     """Shut this process in, start the program and end with it."""
     code = 1
     try:
-        end_with_parent()
+        lifetimes.end_with_parent()
         os.setsid()
         for number, pipe in enumerate(printed, 1):
             os.dup2(pipe, number)
@@ -219,13 +170,13 @@ def _inside(enclosure: Enclosure, program: list[str], printed: list[int]) -> Non
             if ctypes.CDLL(None).unshare(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC) != 0:
                 raise OSError("no namespaces of mounts and processes")
             if (first := os.fork()) != 0:
-                os._exit(_follow(first))
-            end_with_parent()
+                os._exit(lifetimes.follow(first))
+            lifetimes.end_with_parent()
         _shut(enclosure)
         if (child := os.fork()) == 0:
-            end_with_parent()
+            lifetimes.end_with_parent()
             os.execve(program[0], program, os.environ | view.places(Path(enclosure.scratch)))  # noqa: S606 - the node's own
-        code = _follow(child)
+        code = lifetimes.follow(child)
     except OSError as error:
         print(f"the app cannot be shut in ({enclosure.files}): {error}", file=sys.stderr, flush=True)  # noqa: T201 - no log here
     finally:

@@ -42,7 +42,7 @@ from flwr.supercore.superexec import run_superexec as flower
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
 from flwr.supercore.utils import disable_process_dumping
 
-from client.link import isolation, view
+from client.link import lifetimes, view
 
 APP = "flwr-clientapp"  # the name of an app's process, as where Flower starts it
 OURS = {"client", "server", "shared", "privacy"}
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
     address = arguments[0]
     if "get_executor(" not in inspect.getsource(flower.run_superexec):
         raise RuntimeError("this version of Flower starts apps in another way; install the version in constraints.txt")
-    isolation.end_with_parent()
+    lifetimes.end_with_parent()
     disable_process_dumping(strict=False)
     ours, theirs = socket.socketpair()
     nursery = os.fork()
@@ -103,7 +103,7 @@ def _outlive(nursery: int) -> None:
 
 def nurse(line: socket.socket) -> None:
     """Load what the app needs, forget what is ours, and fork an app for every spec that arrives; ends when the line does."""
-    isolation.end_with_parent()
+    lifetimes.end_with_parent()
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a process that has touched a GPU cannot fork: only look
     importlib.import_module("client.app")
     from flwr.supernode.runtime.run_clientapp import run_clientapp  # noqa: PLC0415 - here, before the forks
@@ -112,18 +112,18 @@ def nurse(line: socket.socket) -> None:
     assert threading.active_count() == 1, "only a process with one thread may fork"
     warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # BLAS's own, which it ends before a fork
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for an app
-    isolation.adopt()
+    lifetimes.adopt()
     place: Path | None = None
     with line.makefile("rb") as asks:
         for ask in asks:
-            isolation.end_children(PATIENCE_S)
+            lifetimes.end_children(PATIENCE_S)
             if place is not None:
                 shutil.rmtree(place, ignore_errors=True)
             place = Path(tempfile.mkdtemp(prefix="app-"))
             if os.fork() == 0:
                 os.environ |= view.places(place)
                 tempfile.tempdir = None  # as if nobody had asked yet where it is
-                isolation.end_with_parent()
+                lifetimes.end_with_parent()
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the line too, on which other tasks' tokens travel
                 ctypes.CDLL(None).prctl(PR_SET_NAME, APP.encode(), 0, 0, 0)
