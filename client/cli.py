@@ -107,6 +107,9 @@ def deidentify(
         bool, typer.Option(help="look for text in every frame; withhold a series that shows any")
     ] = True,
     modality: Annotated[Literal["mr", "ct"], typer.Option(help="what is rebuilt; other files are refused")] = "mr",
+    default_issuer: Annotated[
+        str, typer.Option(help="issuer of the patient identifiers of headers that name none")
+    ] = "",
     what_if: Annotated[bool, typer.Option("--what-if", help="print what would survive, and do nothing")] = False,
     conformance: Annotated[
         bool, typer.Option("--conformance", help="print the DICOM conformance statement, and do nothing")
@@ -130,7 +133,8 @@ def deidentify(
         raise DataError("say what to read, where to write and which key: `deidentify IN OUT --key FILE`")
     secret = pseudonym.load_or_make(key)
     with progress("rebuilding") as tell:
-        entries = export.export(source, target, secret, tell, text_check=text_check, modality=modality)
+        entries = export.export(source, target, secret, tell, text_check=text_check, modality=modality,
+                                default_issuer=default_issuer)  # fmt: skip
     page = write_report(target)
     counts = manifest.verdicts(entries)
     _say(counts["PASS"], counts["QUARANTINED"], counts["REFUSED"], manifest.reasons(entries))

@@ -33,6 +33,8 @@ class Site(Record):
     data, pacs      folder to read; or an archive to fetch DICOM from, instead of it
     format          "dicom", "nifti", or "images" (class/patient/*.png|jpg)
     modality        "mr" or "ct" (heads); a file of another modality is refused
+    default_issuer  of DICOM: who issued the patient identifiers of headers that name no issuer; none: nobody is known. With it a
+                    PACS that writes the issuer into a part of its files gives one person one pseudonym
     labels          CSV with the columns patient_id,class beside or inside the data; none: every patient is unlabelled
     face_removal    "required" keeps the brain of T1-weighted heads and withholds all in doubt ("images" are refused); "none"
                     is the hospital's word that the input holds no face, or that it accepts the risk: slices never leave
@@ -57,6 +59,7 @@ class Site(Record):
     pacs: Pacs | None = None
     format: Literal["dicom", "nifti", "images"] = "dicom"
     modality: Literal["mr", "ct"] = "mr"
+    default_issuer: Annotated[str, Field(max_length=64, pattern=r"^\S(.*\S)?$|^$")] = ""
     labels: Path | None = None
     face_removal: Literal["required", "none"] = "required"
     text_check: Literal["required", "none"] = "required"

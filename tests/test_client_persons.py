@@ -169,3 +169,64 @@ def test_person_01_the_pseudonym_of_one_person_does_not_hang_on_the_order_of_fil
     write_series(tmp_path / "data", change=half(*order))
     write_series(tmp_path / "other" / "data", change=half("P1", "P2"))
     assert pseudonyms(tmp_path, key) == pseudonyms(tmp_path / "other", key)
+
+
+def coded(value: str, scheme: str = "SCT") -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, "x"
+    return item
+
+
+def equipment(purpose: str) -> Dataset:
+    item = Dataset()
+    item.PurposeOfReferenceCodeSequence = [coded(purpose, "DCM")]
+    return item
+
+
+NOT_A_PERSON: dict[str, list[dict[str, Any]]] = {
+    "synthetic": [{"SyntheticData": "YES"}, {"SyntheticData": "yes "}, {"SyntheticData": "MAYBE"},
+                  {"ContributingEquipmentSequence": [equipment("109100")]}],
+    "quality-control": [{"QualityControlSubject": "YES"}, {"QualityControlImage": "YES"}, {"QualityControlImage": "BOTH"}],
+    "animal": [{"PatientSpeciesDescription": "Canis lupus"}, {"PatientSpeciesCodeSequence": [coded("448771007")]},
+               {"PatientBreedDescription": "Beagle"}, {"PatientBreedCodeSequence": [coded("132392007")]},
+               {"PatientSexNeutered": "ALTERED"}, {"StrainDescription": "C57BL/6"},
+               {"BreedRegistrationSequence": [coded("x")]}],
+}  # fmt: skip
+A_PERSON: list[dict[str, Any]] = [
+    {"SyntheticData": "NO", "QualityControlSubject": "NO", "QualityControlImage": "NO"},
+    {"SyntheticData": "", "PatientSpeciesDescription": "", "PatientBreedDescription": "", "PatientSexNeutered": ""},
+    {"PatientSpeciesDescription": "Homo sapiens"},
+    {"PatientSpeciesDescription": "HUMAN", "PatientSpeciesCodeSequence": [coded("337915000")]},
+    {"PatientSpeciesCodeSequence": [coded("L-85B00", "SRT")]},
+    {"ContributingEquipmentSequence": [equipment("109101")], "PatientBreedCodeSequence": [], "ResponsiblePerson": "A^B"},
+]
+
+
+@pytest.mark.parametrize(("reason", "said"), [(r, said) for r, several in NOT_A_PERSON.items() for said in several])
+def test_person_02_what_is_no_person_or_was_not_acquired_is_refused_with_its_word(
+    tmp_path: Path, write_series: Write, key: bytes, reason: str, said: dict[str, Any]
+) -> None:
+    write_series(tmp_path / "data" / "no", **said)
+    write_series(tmp_path / "data" / "yes", study="2", PatientID="P2")
+    report = run(tmp_path)
+    assert (report.reasons, report.refused, people(tmp_path)) == ({reason: 16}, 16, 1)
+    entries = export.export(tmp_path / "data", tmp_path / "out", key, text_check=False)
+    assert manifest.reasons(entries) == {reason: 16} and len(list((tmp_path / "out").glob("*.dcm"))) == 16
+
+
+@pytest.mark.parametrize("said", A_PERSON)
+def test_person_02_whoever_is_said_to_be_a_person_is_used(
+    make_slice: Callable[..., FileDataset], through: Callable[..., Any], said: dict[str, Any]
+) -> None:
+    assert through(make_slice(**said))[0].code == "ok"
+
+
+def test_person_02_a_release_of_ours_is_never_taken_for_patients(
+    tmp_path: Path, write_series: Write, key: bytes
+) -> None:
+    def made(_: int, ds: FileDataset) -> None:
+        ds.SyntheticData, ds.ImageType = "YES", ["ORIGINAL", "PRIMARY", "M"]  # even where the type was edited
+
+    write_series(tmp_path / "data", change=made)
+    entries = export.export(tmp_path / "data", tmp_path / "out", key, text_check=False)
+    assert manifest.reasons(entries) == {"synthetic": 16}

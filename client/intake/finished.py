@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -25,14 +25,29 @@ Files = list[tuple[Path, Reason | None]]
 
 @dataclass
 class Batch:
-    """What became of some files: their entries of the manifest, and the number of slices of each patient."""
+    """What became of some files: their entries of the manifest, and slices and label of each patient.
+
+    studies   keyed tokens of the studies that the files belong to, of DICOM
+    """
 
     entries: list[Entry] = field(default_factory=list)
     slices: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+    studies: frozenset[str] = frozenset()
 
     def add(self, other: Batch) -> None:
         self.entries += other.entries
         self.slices |= other.slices
+        self.labels |= other.labels
+        self.studies |= other.studies
+
+    def withheld(self, reason: Reason) -> Batch:
+        """The same files without a patient: what would have been used is withheld."""
+        entries = [
+            replace(entry.because(reason), sha256=None) if entry.reason is Reason.OK else entry
+            for entry in self.entries
+        ]
+        return Batch(entries, studies=self.studies)
 
 
 @dataclass(frozen=True)
@@ -41,12 +56,14 @@ class Task:
 
     read       files below a folder -> slices in another folder, and verdicts
     settings   keyed token of everything but the images that decides a result, by the identifiers of the patients
+    default_issuer   of identifiers that name none
     """
 
     read: Callable[[Path, Files, Path], Batch]
     settings: Callable[..., str]
     key: bytes = field(repr=False)
     work: Path
+    default_issuer: str = ""
 
 
 @cache
@@ -70,7 +87,8 @@ def keep(folder: Path, batch: Batch, settings: str, images: str) -> None:
     settings, images   keyed tokens of what it was made with and of; `images` is empty while it is not the whole
     """
     partial = folder.with_suffix(".partial")
-    manifest.write(batch.entries, partial / "manifest.jsonl", {"settings": settings, "images": images})
+    about = {"settings": settings, "images": images, "studies": sorted(batch.studies)}
+    manifest.write(batch.entries, partial / "manifest.jsonl", about)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
@@ -86,16 +104,17 @@ def find(folder: Path, settings: str, images: str | None = None) -> Batch | None
         if kept.header.get("settings") != settings or (images is not None and made_of != images):
             return None
         entries = kept.entries
-        slices = {}
+        slices, labels = {}, {}
         for path in sorted(folder.glob("*.npz")):
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             if digest not in {entry.sha256 for entry in entries if entry.patient == path.stem}:
                 return None
-            slices[path.stem] = len(dataset.load_one(path).x_SHW)
+            patient = dataset.load_one(path)
+            slices[path.stem], labels[path.stem] = len(patient.x_SHW), patient.label
     except (OSError, ValueError, DataError):
         return None
     missing = {entry.patient for entry in entries if entry.sha256} - slices.keys()
-    return None if missing else Batch(entries, slices)
+    return None if missing else Batch(entries, slices, labels, frozenset(kept.header.get("studies", ())))
 
 
 def copy(folder: Path, place: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from client.intake import text, volumes
-from client.intake.inputs import Cut, Found, Inputs
+from client.intake.inputs import Cut, Found, Inputs, Tie
 from client.rebuild import pseudonym
 from client.rebuild.manifest import Reason, Withheld
 from client.rebuild.redaction import guarded
@@ -25,16 +25,16 @@ ENDINGS = frozenset({".jpg", ".jpeg", ".png"})
 LIMIT_PIXELS = 4096 * 4096
 
 
-def ties(inputs: Inputs, file: int) -> tuple[str, str]:
+def ties(inputs: Inputs, file: int) -> Tie:
     """The name of a file's patient, empty where it has none; and nothing else."""
     parts = inputs.parts(file)
     usable = inputs.paths[file].suffix.lower() in ENDINGS and len(parts) >= 3
-    return parts[1] if usable else "", ""
+    return Tie(parts[1] if usable else "")
 
 
 def check_classes(inputs: Inputs, classes: Sequence[str]) -> None:
     """Raise DataError when a folder that holds patients' folders is none of the classes."""
-    _labels({inputs.parts(file)[0] for file in inputs.open() if ties(inputs, file)[0]}, classes)
+    _labels({inputs.parts(file)[0] for file in inputs.open() if ties(inputs, file).patient}, classes)
 
 
 def patients(inputs: Inputs, cut: Cut, classes: Sequence[str]) -> Iterator[Found]:
@@ -64,7 +64,7 @@ def patients(inputs: Inputs, cut: Cut, classes: Sequence[str]) -> Iterator[Found
         if kept and reason is Reason.OK:
             x_SHW = np.stack([pictures[file] for file in kept])
             person = pseudonym.pseudonym(inputs.key, "", name)
-            yield Found(person, pseudonym.token(inputs.key, "label", name), labels[kind], x_SHW)
+            yield Found(person, frozenset({pseudonym.token(inputs.key, "label", name)}), labels[kind], x_SHW)
 
 
 def _labels(kinds: set[str], classes: Sequence[str]) -> dict[str, int]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from client import dataset
-from client.intake import dicom, finished, folder, images, labels, nifti, text
+from client.intake import dicom, finished, folder, images, labels, nifti, persons, text
 from client.intake.finished import Batch, Files, Task
 from client.intake.inputs import Cut, Found, Inputs, Step
 from client.pacs import pull, spool
@@ -32,7 +32,12 @@ UNRELATED = {
 
 @dataclass(frozen=True)
 class IngestReport:
-    """Totals of one ingest. `reasons`: files withheld by reason code."""
+    """Totals of one ingest.
+
+    reasons   files withheld by reason code
+    people    patient identifiers that were met; of these `joined` to another as one person; `alike`: that look like one of
+              somebody else but for case, zeros, blanks and signs
+    """
 
     patients: int
     slices: int
@@ -40,6 +45,7 @@ class IngestReport:
     quarantined: int
     refused: int
     reasons: dict[str, int]
+    people: dict[str, int]
 
 
 def ingest(
@@ -98,7 +104,13 @@ def ingest(
         modality=site.modality,
     )
     source = _Source(site, key, cut, tuple(classes), by_identifier)
-    task = Task(source.read, source.settings, key, work)
+    task = Task(source.read, source.settings, key, work, site.default_issuer)
+    people: dict[str, int] = {}
+
+    def met(identifiers: list[set[str]]) -> None:
+        several = [each for each in identifiers if each]
+        number = sum(map(len, several))
+        people.update(identifiers=number, joined=number - len(several), alike=persons.alike(several))
 
     store = work / "finished"
     store.mkdir(exist_ok=True, mode=0o700)
@@ -108,16 +120,16 @@ def ingest(
         partial.mkdir(mode=0o700)
         (partial / dataset.COHORT_FILE).write_text(dataset.cohort_id(key), encoding="ascii")
         if site.pacs is not None:
-            outcome = pull.pull(site.pacs, task, partial, progress)
+            outcome = pull.pull(site.pacs, task, partial, progress, met)
         else:
             assert data is not None
             if site.format == "images":
                 images.check_classes(Inputs(data, files, key), classes)
             ties = {"dicom": dicom.ties, "nifti": nifti.ties, "images": images.ties}[site.format]
-            outcome = pull.Outcome(folder.read(task, ties, data, files, partial, progress, say, jobs))
+            outcome = pull.Outcome(folder.read(task, ties, data, files, partial, progress, say, jobs, met))
         _replace(partial, work / "cohort")
         batch, silence = outcome.batch, outcome.silence
-        manifest.write(batch.entries, work / "manifest.jsonl", _ran(site, models))
+        manifest.write(batch.entries, work / "manifest.jsonl", _ran(site, models), {"people": people})
     counts, reasons = manifest.verdicts(batch.entries), manifest.reasons(batch.entries)
     if silence is not None:
         raise DataError(
@@ -129,7 +141,13 @@ def ingest(
         why += f"; {outcome.problem}" if outcome.problem else ""
         raise DataError(f"no usable patient among {len(batch.entries)} files ({why}); see {work / 'manifest.jsonl'}")
     return IngestReport(
-        len(batch.slices), sum(batch.slices.values()), counts["PASS"], counts["QUARANTINED"], counts["REFUSED"], reasons
+        len(batch.slices),
+        sum(batch.slices.values()),
+        counts["PASS"],
+        counts["QUARANTINED"],
+        counts["REFUSED"],
+        reasons,
+        people,
     )
 
 
@@ -145,13 +163,19 @@ class _Source:
 
     def read(self, data: Path, files: Files, place: Path) -> Batch:
         """The slices of some files below `data`, written to `place`, and the verdict on each file."""
-        inputs, sha256, slices = Inputs(data, files, self.key), {}, {}
+        inputs = Inputs(data, files, self.key, default_issuer=self.site.default_issuer)
+        sha256, slices, labels = {}, {}, {}
         for found in self._patients(inputs):
-            label = self.by_identifier.get(found.identifier, found.label)
+            label = self._label(found)
             dataset.save(dataset.Patient(found.pseudonym, label, found.x_SHW), place)
             sha256[found.pseudonym] = hashlib.sha256((place / f"{found.pseudonym}.npz").read_bytes()).hexdigest()
-            slices[found.pseudonym] = len(found.x_SHW)
-        return Batch(inputs.entries(sha256), slices)
+            slices[found.pseudonym], labels[found.pseudonym] = len(found.x_SHW), label
+        return Batch(inputs.entries(sha256), slices, labels, frozenset(inputs.studies))
+
+    def _label(self, found: Found) -> int:
+        """What the table says of any of the person's identifiers; where it says two things, nothing is known."""
+        said = {self.by_identifier[name] for name in found.identifiers if name in self.by_identifier}
+        return (said.pop() if len(said) == 1 else -1) if said else found.label
 
     def settings(self, *patients: str) -> str:
         """Keyed token of all that decides what these patients' files become: settings, code and labels."""

@@ -58,17 +58,35 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Tie:
+    """Who a file's patient is: its verdict may depend on every other file with the same. All of it is patient data.
+
+    patient   the identifier, empty where its verdict depends on no other file's
+    uids      of what belongs to one person alone
+    others    identifiers of further files that are this patient's
+    """
+
+    patient: str = ""
+    uids: tuple[str, ...] = ()
+    others: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class Found:
-    """One patient as read. `identifier`: keyed token of the identifier alone, for labels; `label`: -1 when unknown."""
+    """One patient as read. `identifiers`: keyed token of each identifier alone, for labels; `label`: -1 when unknown."""
 
     pseudonym: str
-    identifier: str
+    identifiers: frozenset[str]
     label: int
     x_SHW: np.ndarray
 
 
 class Inputs:
-    """Files by number, and their entries of the manifest."""
+    """Files by number, and their entries of the manifest.
+
+    default_issuer   who issued the identifiers of DICOM headers that name no issuer
+    studies          keyed tokens of the studies of the DICOM files that were read
+    """
 
     def __init__(
         self,
@@ -76,8 +94,12 @@ class Inputs:
         files: list[tuple[Path, Reason | None]],
         key: bytes,
         progress: Callable[[int, int], None] | None = None,
+        *,
+        default_issuer: str = "",
     ) -> None:
         self.folder, self.key = folder, key
+        self.default_issuer = default_issuer
+        self.studies: set[str] = set()
         self.paths = [path for path, _ in files]
         self._progress = progress
         self._entries = [

@@ -18,7 +18,7 @@ import nibabel
 import numpy as np
 
 from client.intake import dicom, text, volumes
-from client.intake.inputs import Cut, Found, Inputs
+from client.intake.inputs import Cut, Found, Inputs, Tie
 from client.rebuild import pseudonym
 from client.rebuild.manifest import Reason, Withheld
 from client.rebuild.redaction import guarded
@@ -29,12 +29,12 @@ LIMIT_BYTES = 1 << 30  # unpacked
 LABEL_MAP_VALUES = 16  # fewer distinct values than this are a mask, not a scan
 
 
-def ties(inputs: Inputs, file: int) -> tuple[str, str]:
+def ties(inputs: Inputs, file: int) -> Tie:
     """The name of a file's patient, empty where it has none; and nothing else."""
     parts = inputs.parts(file)
     if not parts[-1].lower().endswith(ENDINGS) or parts[0] in DERIVED_FOLDERS:
-        return "", ""
-    return parts[0] if len(parts) > 1 else parts[0][: parts[0].lower().rindex(".nii")], ""
+        return Tie()
+    return Tie(parts[0] if len(parts) > 1 else parts[0][: parts[0].lower().rindex(".nii")])
 
 
 def patients(inputs: Inputs, cut: Cut) -> Iterator[Found]:
@@ -47,7 +47,7 @@ def patients(inputs: Inputs, cut: Cut) -> Iterator[Found]:
         elif parts[0] in DERIVED_FOLDERS:
             inputs.give(file, Reason.DERIVATIVES)
         else:
-            name, _ = ties(inputs, file)
+            name = ties(inputs, file).patient
             session = next((part for part in parts[1:-1] if part.startswith("ses-")), "")
             people[name][session].append(file)
             inputs.know(file, patient=pseudonym.pseudonym(inputs.key, "", name), sop_class="nifti")
@@ -60,7 +60,7 @@ def patients(inputs: Inputs, cut: Cut) -> Iterator[Found]:
         usable = [x_SHW for x_SHW in pictures if x_SHW is not None and len(x_SHW)]
         if usable:
             person = pseudonym.pseudonym(inputs.key, "", name)
-            yield Found(person, pseudonym.token(inputs.key, "label", name), -1, np.concatenate(usable))
+            yield Found(person, frozenset({pseudonym.token(inputs.key, "label", name)}), -1, np.concatenate(usable))
 
 
 def _session(inputs: Inputs, files: list[int], cut: Cut, slices: int) -> np.ndarray | None:
