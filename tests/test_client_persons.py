@@ -184,7 +184,7 @@ def equipment(purpose: str) -> Dataset:
 
 
 NOT_A_PERSON: dict[str, list[dict[str, Any]]] = {
-    "synthetic": [{"SyntheticData": "YES"}, {"SyntheticData": "yes "}, {"SyntheticData": "MAYBE"},
+    "synthetic": [{"SyntheticData": "YES"}, {"SyntheticData": "MAYBE"},
                   {"ContributingEquipmentSequence": [equipment("109100")]}],
     "quality-control": [{"QualityControlSubject": "YES"}, {"QualityControlImage": "YES"}, {"QualityControlImage": "BOTH"}],
     "animal": [{"PatientSpeciesDescription": "Canis lupus"}, {"PatientSpeciesCodeSequence": [coded("448771007")]},
@@ -198,7 +198,11 @@ A_PERSON: list[dict[str, Any]] = [
     {"PatientSpeciesDescription": "Homo sapiens"},
     {"PatientSpeciesDescription": "HUMAN", "PatientSpeciesCodeSequence": [coded("337915000")]},
     {"PatientSpeciesCodeSequence": [coded("L-85B00", "SRT")]},
-    {"ContributingEquipmentSequence": [equipment("109101")], "PatientBreedCodeSequence": [], "ResponsiblePerson": "A^B"},
+    {
+        "ContributingEquipmentSequence": [equipment("109101")],
+        "PatientBreedCodeSequence": [],
+        "ResponsiblePerson": "A^B",
+    },
 ]
 
 

@@ -23,7 +23,7 @@ from client.rebuild.redaction import guarded
 
 WANTED = frozenset(
     {"SOPClassUID", "DirectoryRecordSequence", "ConversionType", "SecondaryCaptureDeviceManufacturer", "ImageType"}
-    | {"BurnedInAnnotation", "ComplexImageComponent", "RescaleType", *persons.WANTED, *series.WORDS}
+    | {"BurnedInAnnotation", "ComplexImageComponent", "RescaleType", *gates.SUBJECT, *persons.WANTED, *series.WORDS}
     | {rule.keyword for _, table in profile.SOP_CLASSES.values() for rule in table if rule.kind != "pixels"}
     | {rule.keyword for rule in (*series.KEYS.values(), *series.PHYSICS.values())}
 )
