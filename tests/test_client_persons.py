@@ -6,14 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pydicom
 import pytest
+from PIL import Image
+from pydantic import ValidationError
 from pydicom.dataset import Dataset, FileDataset
 
 from client import dataset
 from client.intake.ingest import IngestReport, ingest
 from client.rebuild import export, manifest
 from shared.config import Site
+from shared.errors import DataError
 
 Write = Callable[..., list[Path]]
 
@@ -234,3 +239,154 @@ def test_person_02_a_release_of_ours_is_never_taken_for_patients(
     write_series(tmp_path / "data", change=made)
     entries = export.export(tmp_path / "data", tmp_path / "out", key, text_check=False)
     assert manifest.reasons(entries) == {"synthetic": 16}
+
+
+NOISE = np.random.default_rng(0).integers(0, 1000, (8, 8, 8)).astype(np.int16)
+PICTURE = np.random.default_rng(1).integers(0, 256, (16, 16), dtype=np.uint8)
+
+
+def nifti(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(NOISE, np.eye(4)), path)
+
+
+def pictures(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PICTURE).save(path)
+
+
+NIFTI_TREES: dict[str, tuple[tuple[str, ...], int]] = {  # files -> people
+    "sessions in flat names": (("sub-01_ses-01_T1w.nii", "sub-01_ses-02_T1w.nii", "sub-02_T1w.nii.gz"), 2),
+    "flat names without a contrast": (("sub-01_ses-01.nii", "sub-01_ses-02.nii", "sub-02_ses-01.nii", "sub-02_ses-02.nii"), 2),
+    "two contrasts of IXI": (("IXI002-Guys-0828-T1.nii.gz", "IXI002-Guys-0828-T2.nii.gz", "IXI012-HH-1211-T1.nii.gz"), 2),
+    "OASIS": (("OAS1_0001_MR1.nii", "OAS1_0001_MR2.nii", "OAS1_0002_MR1.nii"), 2),
+    "a person's word in flat names": (("patient01_T1.nii", "patient01_T2.nii", "T1_subject-2.nii"), 2),
+    "BIDS": (("sub-01/anat/sub-01_T1w.nii", "sub-01/ses-2/anat/sub-01_ses-2_T1w.nii", "sub-02/anat/sub-02_T1w.nii"), 2),
+    "BIDS one level down": (tuple(f"rawdata/sub-0{n}/anat/sub-0{n}_T1w.nii" for n in (1, 2, 3)), 3),
+    "BIDS two levels down": (tuple(f"study/bids/sub-0{n}/ses-1/anat/sub-0{n}_ses-1_T1w.nii" for n in (1, 2)), 2),
+    "derivatives one level down": (("ds/sub-01/anat/sub-01_T1w.nii", "ds/derivatives/fs/sub-09/anat/sub-09_T1w.nii"), 1),
+    "one person in two trees": (("a/sub-01/anat/sub-01_T1w.nii", "b/sub-01/anat/sub-01_T1w.nii"), 1),
+    "a folder a patient": (("A17/t1.nii", "A17/t2.nii", "B3/t1.nii"), 2),
+    "a folder a patient one level down": (("nifti/A17/t1.nii", "nifti/A17/t2.nii", "nifti/B3/t1.nii"), 2),
+    "folders of visits": (("visit1/patient01.nii", "visit2/patient01.nii", "visit1/patient02.nii"), 2),
+    "folders of contrasts": (("T1/sub-01.nii", "T2/sub-01.nii", "T1/sub-02.nii"), 2),
+    "people in one folder": (("mine/patient01.nii", "mine/patient02.nii"), 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tree", NIFTI_TREES)
+def test_person_01_nifti_files_are_grouped_by_person(tmp_path: Path, tree: str) -> None:
+    names, expected = NIFTI_TREES[tree]
+    nifti(tmp_path, *names)
+    assert run(tmp_path, format="nifti").patients == people(tmp_path) == expected
+    assert "no-patient" not in reasons(tmp_path)
+
+
+NOBODY = {
+    "numbers": ("0001.nii", "0002.nii"), "words of images": ("scan1.nii", "T1_0001.nii", "brain_2.nii.gz", "run-2.nii"),
+    "folders of contrasts": ("T1/0001.nii", "T2/0001.nii"), "folders of visits": ("baseline/7.nii", "visit2/7.nii"),
+    "folders of dates": ("2019-03-04/7.nii", "20200304/7.nii", "2021/7.nii"), "classes": ("a/1.nii", "b/2.nii"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tree", NOBODY)
+def test_person_01_names_that_do_not_say_the_person_are_refused_with_the_cure(tmp_path: Path, tree: str) -> None:
+    nifti(tmp_path, *NOBODY[tree])
+    with pytest.raises(DataError, match=r"no-patient.*`people`") as caught:
+        run(tmp_path, format="nifti")
+    assert "0001" not in str(caught.value)
+    assert set(reasons(tmp_path)) == {"no-patient"}
+
+
+def test_person_01_a_name_that_says_two_people_is_withheld(tmp_path: Path) -> None:
+    nifti(
+        tmp_path,
+        "sub-01/anat/sub-02_T1w.nii",
+        "patient1/patient2.nii",
+        "sub-03/anat/sub-03_T1w.nii",
+        "patient04/patient4.nii",
+    )
+    run(tmp_path, format="nifti")
+    assert people(tmp_path) == 2 and reasons(tmp_path) == {"two-names": 2}
+
+
+def test_person_01_a_table_says_whose_each_file_is(tmp_path: Path) -> None:
+    nifti(tmp_path, "0001.nii", "0002.nii", "T2/0001.nii", "sub-09.nii", "0009.nii")
+    table = tmp_path / "data" / "people.csv"
+    table.write_text("file,person\n0001.nii,A\nT2/0001.nii,A\nT2\\0002.nii,A\n./0002.nii,B\nsub-09.nii,B\n")
+    report = run(tmp_path, format="nifti", people="people.csv")
+    assert report.patients == people(tmp_path) == 2 and report.reasons == {"no-patient": 1, "other-series": 2}
+    table.write_text("file;Patient ID\n0001.nii;A\n0001.nii;B\n")
+    with pytest.raises(DataError, match="rows 2 and 3 of the table of people"):
+        run(tmp_path, format="nifti", people="people.csv")
+    table.write_text("file,person\nelsewhere/0001.nii,A\n")
+    with pytest.raises(DataError, match="no file of the table of people is there"):
+        run(tmp_path, format="nifti", people="people.csv")
+    with pytest.raises(DataError, match="cannot read the table of people"):
+        run(tmp_path, format="nifti", people="nowhere.csv")
+
+
+def test_person_01_a_labels_table_names_the_people_of_flat_files(tmp_path: Path) -> None:
+    nifti(tmp_path, "QZ17-T1.nii", "QZ17-T2.nii", "QZ17B.nii", "visit2/QZ17_T1.nii", "R5.nii")
+    (tmp_path / "labels.csv").write_text("patient_id,class\nQZ17,a\nR5,b\n")
+    run(tmp_path, format="nifti", labels=tmp_path / "labels.csv")
+    assert people(tmp_path) == 2 and reasons(tmp_path) == {"no-patient": 1, "other-series": 2}
+
+
+def test_person_01_the_hospital_may_say_that_each_file_or_each_folder_is_a_person(tmp_path: Path) -> None:
+    nifti(tmp_path, "0001.nii", "0002.nii", "T1/0001.nii", "T1/0002.nii")
+    assert run(tmp_path, format="nifti", people="image").patients == 4
+    assert run(tmp_path, format="nifti", people="folder").reasons == {"no-patient": 2, "other-series": 1}
+
+
+def test_person_01_identifiers_of_files_that_look_alike_are_counted(tmp_path: Path) -> None:
+    nifti(tmp_path, "sub-01.nii", "sub-1.nii", "sub-A.nii", "sub-a.nii", "sub-7.nii")
+    assert run(tmp_path, format="nifti").people == {"identifiers": 5, "joined": 0, "alike": 4}
+
+
+def test_person_01_participants_of_a_bids_tree_are_its_labels(tmp_path: Path) -> None:
+    nifti(tmp_path, *(f"raw/sub-0{n}/anat/sub-0{n}_T1w.nii" for n in (1, 2, 3, 4)))
+    root = tmp_path / "data" / "raw"
+    (root / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.8.0"}')
+    (root / "participants.tsv").write_text(
+        "participant_id\tage\tgroup\nsub-01\t33\ta\n02\t41\tb\nsub-03\t5\tn/a\nsub-08\t5\ta\n"
+    )
+    report = run(tmp_path, format="nifti")
+    assert sorted(patient.label for patient in dataset.load(tmp_path / "work" / "cohort")) == [-1, -1, 0, 1]
+    assert report.labels["matched"] == 2 and report.labels["surplus"] == 1
+
+
+def test_person_01_pictures_ask_the_same_question_and_get_the_same_answer(tmp_path: Path) -> None:
+    pictures(
+        tmp_path,
+        "a/sub-01_slice1.png",
+        "a/sub-01_slice2.png",
+        "a/patient2/1.png",
+        "b/P7/1.png",
+        "b/7.png",
+        "b/T1/1.png",
+    )
+    report = run(tmp_path, format="images")
+    assert (report.patients, report.reasons) == (3, {"no-patient": 2})
+    assert run(tmp_path, format="images", people="image").patients == 6
+    assert run(tmp_path, format="images", people="folder").reasons == {"no-patient": 3}
+    (tmp_path / "people.csv").write_text("file,person\na/sub-01_slice1.png,X\nb/7.png,Y\nb/T1/1.png,Y\n")
+    report = run(tmp_path, format="images", people=tmp_path / "people.csv")
+    assert (report.patients, report.passed, report.reasons) == (2, 3, {"no-patient": 3})
+
+
+def test_person_01_a_flat_folder_of_pictures_without_people_is_refused_with_the_cure(tmp_path: Path) -> None:
+    pictures(tmp_path, "a/1.png", "b/2.png")
+    with pytest.raises(DataError, match=r"no-patient.*`people`"):
+        run(tmp_path, format="images")
+
+
+def test_person_01_people_is_a_setting_of_files_and_not_of_dicom(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="DICOM says it in its headers"):
+        Site(name="a", data=tmp_path, people="folder")
+    with pytest.raises(ValidationError, match=r"auto, folder, image.*\.csv"):
+        Site(name="a", data=tmp_path, format="nifti", people="table")
