@@ -18,6 +18,7 @@ from client import checks_cli, dataset, network_cli
 from client.intake import workers
 from client.intake.ingest import ingest as ingest_site
 from client.pacs import pull
+from client.proof import report_words
 from client.proof.report import write as write_report
 from client.rebuild import export, manifest, profile, pseudonym
 from client.rebuild.conformance import statement as conformance_statement
@@ -67,6 +68,8 @@ def ingest(
         typer.echo(json.dumps(asdict(report)))
         return
     typer.echo(f"{settings.name}: {report.patients} patients, {report.slices} slices")
+    for sentence in report_words.counted({"people": report.people, "labels": report.labels}):
+        typer.echo(sentence)
     _say(report.passed, report.quarantined, report.refused, report.reasons)
     with_source = f" --source {settings.data}" if settings.data is not None else ""
     typer.echo(

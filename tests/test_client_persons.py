@@ -189,7 +189,7 @@ def equipment(purpose: str) -> Dataset:
 
 
 NOT_A_PERSON: dict[str, list[dict[str, Any]]] = {
-    "synthetic": [{"SyntheticData": "YES"}, {"SyntheticData": "MAYBE"},
+    "synthetic": [{"SyntheticData": "YES"}, {"SyntheticData": "Y"},
                   {"ContributingEquipmentSequence": [equipment("109100")]}],
     "quality-control": [{"QualityControlSubject": "YES"}, {"QualityControlImage": "YES"}, {"QualityControlImage": "BOTH"}],
     "animal": [{"PatientSpeciesDescription": "Canis lupus"}, {"PatientSpeciesCodeSequence": [coded("448771007")]},

@@ -46,7 +46,7 @@ class Series:
 class Person:
     """The studies of one patient, by the study's token, then by the series' token."""
 
-    identifiers: set[str] = field(default_factory=set)
+    identifiers: set[str] = field(default_factory=set, repr=False)
     studies: dict[str, dict[str, Series]] = field(default_factory=lambda: defaultdict(dict))
 
 
@@ -112,7 +112,7 @@ def _scan(inputs: Inputs, modality: str) -> dict[str, Person]:
             continue
         inputs.know(file, patient=person)
         inputs.studies.add(pseudonym.token(inputs.key, "uid", claims[file].study))
-        people[person].identifiers.add(pseudonym.token(inputs.key, "label", claims[file].identifier))
+        people[person].identifiers.add(claims[file].identifier)
         if file in usable:
             _file_away(people[person], usable[file])
     return people

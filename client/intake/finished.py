@@ -41,6 +41,12 @@ class Batch:
         self.labels |= other.labels
         self.studies |= other.studies
 
+    @property
+    def labelled(self) -> dict[str, int]:
+        """How many patients have a label, and how many have none."""
+        without = sum(label < 0 for label in self.labels.values())
+        return {"labelled": len(self.labels) - without, "unlabelled": without}
+
     def withheld(self, reason: Reason) -> Batch:
         """The same files without a patient: what would have been used is withheld."""
         entries = [

@@ -25,6 +25,7 @@ from scipy.sparse.csgraph import connected_components
 from client.intake import finished, workers
 from client.intake.finished import Batch, Files, Task
 from client.intake.inputs import Inputs, Tie
+from client.intake.whose import People
 from client.rebuild import pseudonym
 
 Ties = Callable[[Inputs, int], Tie]
@@ -52,11 +53,13 @@ def read(
     say: Callable[[str], None] | None = None,
     jobs: int = 1,
     met: Callable[[list[set[str]]], None] | None = None,
+    people: People | None = None,
 ) -> Batch:
     """Slices of every patient of a folder in `place`, and the verdict on each file.
 
     ties   of a file: who its patient is
     say    told in one line what of an earlier run was taken up
+    people how the paths say whose a file is, of files that are no DICOM
     met    told, before any pixel is read, the identifiers of each unit, a person as a rule; it may raise DataError
     """
     store, batch, done = task.work / "finished", Batch(), 0
@@ -75,7 +78,7 @@ def read(
             tell(len(unit.files))
         return kept is not None
 
-    units = _units(task, ties, data, files, tell)
+    units = _units(task, ties, Inputs(data, files, task.key, people=people), files, tell)
     if met is not None:
         met([unit.patients - {""} for unit in units])
     before = [path for path in store.glob("*") if path.suffix != ".partial"]
@@ -95,9 +98,8 @@ def _finish(task: Task, data: Path, store: Path, unit: Unit) -> None:
     finished.keep(store / unit.name, task.read(data, unit.files, partial), unit.settings, unit.images)
 
 
-def _units(task: Task, ties: Ties, data: Path, files: Files, tell: Callable[[int], None]) -> list[Unit]:
+def _units(task: Task, ties: Ties, inputs: Inputs, files: Files, tell: Callable[[int], None]) -> list[Unit]:
     """The connected parts of the graph of files, patients and instances."""
-    inputs = Inputs(data, files, task.key)
     unfit = set(range(len(files))) - set(inputs.open())
     nodes: dict[tuple[str, str], int] = {}
     edges: list[tuple[int, int]] = []
@@ -119,7 +121,7 @@ def _units(task: Task, ties: Ties, data: Path, files: Files, tell: Callable[[int
     for unit in parts.values():
         unit.name = pseudonym.token(task.key, "unit", "\0".join(sorted(unit.patients)))
         unit.settings = task.settings(*sorted(unit.patients))
-        unit.images = pseudonym.token(task.key, "images", json.dumps(list(_looks(data, unit.files))))
+        unit.images = pseudonym.token(task.key, "images", json.dumps(list(_looks(inputs.folder, unit.files))))
     return sorted(parts.values(), key=lambda unit: unit.name)
 
 

@@ -1,6 +1,7 @@
-"""A folder of pictures, class/patient/*.jpg|jpeg|png, to patients. The patient's folder names the person.
+"""A folder of pictures, class/patient/*.jpg|jpeg|png, to patients. The path below the class says whose a picture is
+(`client.intake.whose`): as a rule the patient's folder; flat below the class only where names or the site file say so.
 
-A patient folder that appears under two classes is in doubt (one person or two?), so it is withheld.
+A patient who appears under two classes is in doubt (one person or two?), so it is withheld.
 
 Left out: pictures without a patient folder (no unit of privacy), colour, formats other than JPEG and PNG.
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from client.intake import text, volumes
+from client.intake import text, volumes, whose
 from client.intake.inputs import Cut, Found, Inputs, Tie
 from client.rebuild import pseudonym
 from client.rebuild.manifest import Reason, Withheld
@@ -27,9 +28,16 @@ LIMIT_PIXELS = 4096 * 4096
 
 def ties(inputs: Inputs, file: int) -> Tie:
     """The name of a file's patient, empty where it has none; and nothing else."""
-    parts = inputs.parts(file)
-    usable = inputs.paths[file].suffix.lower() in ENDINGS and len(parts) >= 3
-    return Tie(parts[1] if usable else "")
+    try:
+        return Tie(_person(inputs, file))
+    except Withheld:
+        return Tie()
+
+
+def _person(inputs: Inputs, file: int) -> str:
+    if inputs.paths[file].suffix.lower() not in ENDINGS:
+        raise Withheld(Reason.NOT_AN_IMAGE)
+    return inputs.people.person(inputs.parts(file))
 
 
 def check_classes(inputs: Inputs, classes: Sequence[str]) -> None:
@@ -41,14 +49,13 @@ def patients(inputs: Inputs, cut: Cut, classes: Sequence[str]) -> Iterator[Found
     """Every patient with at least one readable picture; each file of the inputs has its verdict when this ends."""
     people: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for file in inputs.open():
-        parts = inputs.parts(file)
-        if inputs.paths[file].suffix.lower() not in ENDINGS:
-            inputs.give(file, Reason.NOT_AN_IMAGE)
-        elif len(parts) < 3:
-            inputs.give(file, Reason.NO_PATIENT)
-        else:
-            people[parts[1]][parts[0]].append(file)
-            inputs.know(file, patient=pseudonym.pseudonym(inputs.key, "", parts[1]), sop_class="image")
+        try:
+            name = _person(inputs, file)
+        except Withheld as withheld:
+            inputs.give(file, withheld.reason)
+            continue
+        people[name][inputs.parts(file)[0]].append(file)
+        inputs.know(file, patient=pseudonym.pseudonym(inputs.key, "", name), sop_class="image")
     labels = _labels({kind for person in people.values() for kind in person}, classes)
     for name in sorted(people):
         if len(people[name]) > 1:
@@ -64,7 +71,7 @@ def patients(inputs: Inputs, cut: Cut, classes: Sequence[str]) -> Iterator[Found
         if kept and reason is Reason.OK:
             x_SHW = np.stack([pictures[file] for file in kept])
             person = pseudonym.pseudonym(inputs.key, "", name)
-            yield Found(person, frozenset({pseudonym.token(inputs.key, "label", name)}), labels[kind], x_SHW)
+            yield Found(person, whose.spellings(name), labels[kind], x_SHW)
 
 
 def _labels(kinds: set[str], classes: Sequence[str]) -> dict[str, int]:

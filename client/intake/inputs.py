@@ -13,6 +13,7 @@ import numpy as np
 
 from client.intake import volumes
 from client.intake.volumes import Scan
+from client.intake.whose import People
 from client.rebuild import pseudonym
 from client.rebuild.manifest import Entry, Reason, Verdict
 
@@ -73,10 +74,10 @@ class Tie:
 
 @dataclass(frozen=True)
 class Found:
-    """One patient as read. `identifiers`: keyed token of each identifier alone, for labels; `label`: -1 when unknown."""
+    """One patient as read. `identifiers`: as tables of labels may have them, patient data; `label`: -1 when unknown."""
 
     pseudonym: str
-    identifiers: frozenset[str]
+    identifiers: frozenset[str] = field(repr=False)
     label: int
     x_SHW: np.ndarray
 
@@ -84,6 +85,7 @@ class Found:
 class Inputs:
     """Files by number, and their entries of the manifest.
 
+    people           how the paths of files that are no DICOM say whose they are
     default_issuer   who issued the identifiers of DICOM headers that name no issuer
     studies          keyed tokens of the studies of the DICOM files that were read
     """
@@ -95,10 +97,11 @@ class Inputs:
         key: bytes,
         progress: Callable[[int, int], None] | None = None,
         *,
+        people: People | None = None,
         default_issuer: str = "",
     ) -> None:
         self.folder, self.key = folder, key
-        self.default_issuer = default_issuer
+        self.people, self.default_issuer = people or People(), default_issuer
         self.studies: set[str] = set()
         self.paths = [path for path, _ in files]
         self._progress = progress

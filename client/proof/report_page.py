@@ -69,14 +69,16 @@ PAGE = """<!doctype html>
   <h2>What became of every file</h2>
   <table>
     <thead><tr><th scope="col">Verdict</th><th scope="col">Reason</th><th scope="col" class="n">Files</th>
-    <th scope="col" class="n">Share</th></tr></thead>
+    <th scope="col" class="n">Share</th><th scope="col">What to do</th></tr></thead>
     <tbody>
-    {% for verdict, reason, count, share in reasons %}
+    {% for verdict, reason, count, share, cure in reasons %}
     <tr><th scope="row">{{ verdict }}</th><td>{{ reason }}</td><td class="n">{{ "{:,}".format(count) }}</td>
-    <td class="n">{{ share }}</td></tr>
+    <td class="n">{{ share }}</td><td>{{ cure }}</td></tr>
     {% endfor %}
     </tbody>
   </table>
+  {% for sentence in counted %}<p>{{ sentence }}</p>
+  {% endfor %}
 </section>
 
 <section>

@@ -38,6 +38,7 @@ WORK_FILES = re.compile(
     r"|finished/[0-9a-f]{24}/(manifest\.jsonl|[a-z2-7]{16}\.npz)"
 )
 REBUILT_FILES = re.compile(PAPERS + r"|2\.25\.[0-9]{1,39}\.dcm")
+TABLES = (".csv", ".tsv", ".txt")  # of labels and of people: read, and no input
 FIELDS = {
     "token": r"[0-9a-f]{24}", "file": r"[0-9a-f]{24}", "series": r"[0-9a-f]{24}", "patient": r"[a-z2-7]{16}",
     "sha256": r"[0-9a-f]{64}", "hash": r"[0-9a-f]{64}", "previous": r"[0-9a-f]{64}", "table_sha256": r"[0-9a-f]{64}",
@@ -238,20 +239,20 @@ def about(found: manifest.Manifest) -> dict[str, Any]:
 
 
 def _inputs(found: manifest.Manifest, source: Path, key: bytes | None, result: Verification) -> None:
-    """Every file of the source has its verdict. A table of labels inside the source is no input."""
+    """Every file of the source has its verdict. Tables of labels and of people inside the source are no input."""
     base = source if source.is_dir() else source.parent
     files = [path for path in sorted(base.rglob("*")) if not path.is_dir() or path.is_symlink()]
     files = files if source.is_dir() else [source]
     if key is None:
-        tables = sum(path.suffix.lower() == ".csv" for path in files)
-        if not len(files) - min(tables, 1) <= len(found.entries) <= len(files):
+        tables = sum(path.suffix.lower() in TABLES for path in files)
+        if not len(files) - min(tables, 2) <= len(found.entries) <= len(files):
             result.add("manifest.jsonl", "verdicts")
         result.skipped.append("each input matched with its verdict: no --key given; the files were only counted")
         return
     tokens = {pseudonym.token(key, "file", str(path.relative_to(base))): path for path in files}
     judged = {entry.file for entry in found.entries}
     without = [tokens[token] for token in tokens.keys() - judged]
-    if judged - tokens.keys() or [path for path in without if path.suffix.lower() != ".csv"] or len(without) > 1:
+    if judged - tokens.keys() or [path for path in without if path.suffix.lower() not in TABLES] or len(without) > 2:
         result.add("manifest.jsonl", "verdicts")
     result.ran.append(f"{len(tokens)} inputs matched with their verdicts")
 

@@ -2,8 +2,7 @@
 
 The kind of object decides first (SOP class), then whether a person was scanned at all (Synthetic Data, Quality Control
 Subject and Image, species, breed, strain), then how the image came to be (Image Type, Conversion Type, Burned In Annotation,
-complex component). Where an attribute can only say yes or no, anything but no is a yes. Values are compared with fixed words
-and never repeated. A series description is not read.
+complex component). Values are compared with fixed words and never repeated. A series description is not read.
 
 Left out: text inside the pixels; faces.
 """
@@ -40,11 +39,12 @@ DENIED: dict[Reason, frozenset[str]] = {
     ),
 }
 
-FLAGS = {  # PS3.3 C.12.1.1.1, C.7.1.1, C.7.6.1: YES (or BOTH) is refused
+FLAGS = {  # PS3.3 C.12.1.1.1, C.7.1.1, C.7.6.1: what says yes is refused
     "SyntheticData": Reason.SYNTHETIC,
     "QualityControlSubject": Reason.QUALITY_CONTROL,
     "QualityControlImage": Reason.QUALITY_CONTROL,
 }
+YES = frozenset({"YES", "Y", "TRUE", "T", "1", "BOTH"})
 BRED = ("PatientBreedDescription", "StrainDescription", "PatientSexNeutered")  # PS3.3 C.7.1.1: of an animal alone
 BRED_GROUPS = ("PatientBreedCodeSequence", "BreedRegistrationSequence", "StrainCodeSequence", "StrainStockSequence",
                "GeneticModificationsSequence")  # fmt: skip
@@ -115,7 +115,7 @@ def check(source: Dataset, modality: str = "mr") -> str:
 def check_subject(source: Dataset) -> None:
     """Only what was acquired, and of a person."""
     for keyword, reason in FLAGS.items():
-        if words(source, keyword) not in {(), ("NO",)}:
+        if YES.intersection(words(source, keyword)):
             raise Withheld(reason)
     if any(
         SYNTHESIZER in _codes(item, "PurposeOfReferenceCodeSequence")
