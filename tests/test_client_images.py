@@ -32,8 +32,11 @@ def run(
 
 
 def picture(path: Path, value: int, size: tuple[int, int] = (16, 16), mode: str = "L", **options: Any) -> None:
+    """One grey, and one bright pixel: a picture of one grey alone is withheld."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L", size, value).convert(mode).save(path, **options)
+    image = Image.new("L", size, value)
+    image.putpixel((0, 0), min(value + 150, 255))
+    image.convert(mode).save(path, **options)
 
 
 def scan(path: Path, affine: np.ndarray | None = None, values: np.ndarray | None = None) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from client import dataset
 from client.rebuild import manifest
 from client.rebuild.manifest import Entry, Reason
+from shared import pictures
 from shared.errors import DataError
 
 Files = list[tuple[Path, Reason | None]]
@@ -74,8 +75,8 @@ class Task:
 
 @cache
 def code() -> str:
-    """SHA-256 of the modules of this room: another de-identification is another result."""
-    modules = sorted(Path(__file__).parents[1].rglob("*.py"))
+    """SHA-256 of the modules of this room and of the grey levels: another de-identification is another result."""
+    modules = [*sorted(Path(__file__).parents[1].rglob("*.py")), Path(pictures.__file__)]
     return hashlib.sha256(b"".join(hashlib.sha256(module.read_bytes()).digest() for module in modules)).hexdigest()
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from client import dataset
-from client.intake import dicom, finished, folder, images, labels, nifti, persons, tables, text, whose
+from client.intake import dicom, finished, folder, images, labels, nifti, persons, tables, text, volumes, whose
 from client.intake.finished import Batch, Files, Task
 from client.intake.inputs import Cut, Found, Inputs, Step
 from client.intake.labels import Labels
@@ -24,6 +24,7 @@ from client.intake.whose import People
 from client.pacs import pull, spool
 from client.proof import report_words
 from client.rebuild import manifest, profile, provenance, pseudonym, reader
+from shared import pictures
 from shared.config import Site
 from shared.errors import DataError
 
@@ -259,11 +260,12 @@ def _steps(site: Site) -> tuple[Step, ...]:
 
 def _ran(site: Site, models: Mapping[str, str]) -> dict[str, Any]:
     """The header of the manifest: only what ran on every file that passed."""
+    scaling = {"scaling": pictures.RULE if site.format == "images" else volumes.RULES[site.modality]}
     if site.face_removal == "none":
-        return provenance.header(models=models)
+        return provenance.header(models=models) | scaling
     from client.intake import masks  # noqa: PLC0415
 
-    return provenance.header((profile.BASIC_PROFILE, profile.CLEAN_FEATURES), {**models, **masks.models()})
+    return provenance.header((profile.BASIC_PROFILE, profile.CLEAN_FEATURES), {**models, **masks.models()}) | scaling
 
 
 def _replace(partial: Path, place: Path) -> None:

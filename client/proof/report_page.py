@@ -130,6 +130,7 @@ PAGE = """<!doctype html>
   <dl class="facts">
     <dt>Software</dt><dd>{{ header.get("software", "not stated") }}</dd>
     <dt>Standard</dt><dd>{{ header.get("edition", "not stated") }}</dd>
+    {% if header.get("scaling") %}<dt>Grey levels</dt><dd>{{ header["scaling"] }}</dd>{% endif %}
     <dt>Allow-list (SHA-256)</dt><dd><code>{{ header.get("table_sha256", "not stated") }}</code></dd>
     <dt>Manifest (last hash)</dt><dd><code>{{ last_hash }}</code></dd>
   </dl>

@@ -48,6 +48,9 @@ FIXED = frozenset(
     {reason.text for reason in Reason} | {reason.code for reason in Reason} | {verdict.value for verdict in Verdict}
     | {"header", "file", "totals", "DCM", "image", "nifti", "CT Image", "MR Image", "Enhanced MR Image"}
     | {"Legacy Converted Enhanced MR Image", "Basic Application Confidentiality Profile"}
+    | {"8-bit samples as they are; deeper ones as bytes or fractions where they are such, else from the 0.5 to the 99.5 "
+       "percentile of all pictures of a patient", "from 0 to 80 HU",
+       "from the 1st to the 99th percentile of the foreground of each volume"}
     | {"113100", "113101", "113102", "Clean Pixel Data Option", "Clean Recognizable Visual Features Option"}
 )  # fmt: skip
 
