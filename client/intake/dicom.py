@@ -55,7 +55,7 @@ class Usable:
     """A file that may be used, until it is known whose it is."""
 
     study: str
-    series: str
+    group: str
     frames: list[series.Frame]
     physics: series.Physics
 
@@ -138,13 +138,13 @@ def _usable(inputs: Inputs, file: int, header: Dataset, met: set[str], modality:
         raise Withheld(Reason.DUPLICATE)
     frames = series.frames_of(header, file)
     met.add(instance)
-    tokens = (pseudonym.token(key, "uid", uid) for uid in (study, group))
-    return Usable(*tokens, frames, series.physics_of(header))
+    study, group = (pseudonym.token(key, "uid", uid) for uid in (study, group))
+    return Usable(study, group, frames, series.physics_of(header))
 
 
 def _file_away(person: Person, usable: Usable) -> None:
     place = person.studies[usable.study]
-    found = place.setdefault(usable.series, Series(usable.series))
+    found = place.setdefault(usable.group, Series(usable.group))
     found.frames.extend(usable.frames)
     found.physics = found.physics or usable.physics
 

@@ -94,7 +94,7 @@ def read(path: Path, classes: Sequence[str], key: bytes) -> Labels:
     found: dict[str, int] = {}
     plain: dict[str, str] = {}
     first: dict[str, int] = {}
-    for number, row in tables.rows(path, "labels", "labels", COLUMNS):
+    for number, row in tables.rows(path, "labels table", "labels", COLUMNS):
         if row["class"] not in classes:
             raise DataError(f"row {number} of the labels table: the class is not one of {', '.join(classes)}")
         if not row["patient_id"]:
@@ -114,7 +114,7 @@ def participants(paths: Iterable[Path], classes: Sequence[str], key: bytes) -> L
     for path in paths:
         for column in ("class", *GROUPS):
             try:
-                rows = list(tables.rows(path, "participants", "labels", {"participant_id": (), column: ()}))
+                rows = list(tables.rows(path, "table of participants", "labels", {"participant_id": (), column: ()}))
             except DataError:
                 continue
             rows = [row for row in rows if row[1][column] in classes and row[1]["participant_id"]]

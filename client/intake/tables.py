@@ -35,15 +35,13 @@ def rows(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """(number as a spreadsheet counts, values of the wanted columns without blanks around them) of every row that is not empty.
 
-    what      "labels": how messages call it     setting   the key of the site file that names it
+    what      "labels table": how messages call it     setting   the key of the site file that names it
     columns   name of each wanted column -> the other names that it may have
     """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"cannot read the table of {what}: {error.strerror}; set `{setting}` in the site file"
-        ) from None
+        raise DataError(f"cannot read the {what}: {error.strerror}; set `{setting}` in the site file") from None
     text = _text(content, what)
     lines = text.splitlines(keepends=True)
     skipped = 1 if lines and lines[0].strip().lower().startswith("sep=") else 0
@@ -63,7 +61,7 @@ def rows(
 
 def _text(content: bytes, what: str) -> str:
     if content.startswith(WORKBOOKS):
-        raise DataError(f"the table of {what} is a spreadsheet's own file; save it as CSV")
+        raise DataError(f"the {what} is a spreadsheet's own file; save it as CSV")
     encoding = next((encoding for mark, encoding in MARKS.items() if content.startswith(mark)), None)
     if encoding is None:  # without a mark, every second byte of a Latin text in UTF-16 is zero
         start = content[:400]
@@ -76,7 +74,7 @@ def _text(content: bytes, what: str) -> str:
 
 
 def _no_text(what: str) -> DataError:
-    return DataError(f"the table of {what} is not CSV in UTF-8 or UTF-16; save it as `CSV UTF-8`")
+    return DataError(f"the {what} is not CSV in UTF-8 or UTF-16; save it as `CSV UTF-8`")
 
 
 def _head(line: str, columns: Mapping[str, Sequence[str]], what: str) -> tuple[dict[str, int], str]:
@@ -88,9 +86,9 @@ def _head(line: str, columns: Mapping[str, Sequence[str]], what: str) -> tuple[d
         for at, cell in enumerate(cells):
             name = names.get(cell.strip().casefold().replace(" ", "_").replace("-", "_"))
             if name in found:
-                raise DataError(f"the table of {what} has the column {name} twice; leave one of them out")
+                raise DataError(f"the {what} has the column {name} twice; leave one of them out")
             if name is not None:
                 found[name] = at
         if found.keys() == columns.keys():
             return found, delimiter
-    raise DataError(f"the table of {what} must have the columns {','.join(columns)} in its first row")
+    raise DataError(f"the {what} must have the columns {','.join(columns)} in its first row")

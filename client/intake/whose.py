@@ -124,7 +124,7 @@ def read(path: Path, key: bytes) -> dict[str, str]:
     """A table of people: keyed token of each file's path -> person. DataError names rows, never values."""
     found: dict[str, str] = {}
     first: dict[str, int] = {}
-    for number, row in tables.rows(path, "people", "people", TABLE):
+    for number, row in tables.rows(path, "table of people", "people", TABLE):
         if not row["file"] or not row["person"]:
             raise DataError(f"row {number} of the table of people lacks the file or the person")
         token = _token(key, row["file"].replace("\\", "/").removeprefix("./"))
