@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset, FileDataset
 
 from client import dataset
 from client.intake.ingest import IngestReport, ingest
+from client.proof import verify
 from client.rebuild import export, manifest
 from shared.config import Site
 from shared.errors import DataError
@@ -174,6 +175,31 @@ def test_person_01_the_pseudonym_of_one_person_does_not_hang_on_the_order_of_fil
     write_series(tmp_path / "data", change=half(*order))
     write_series(tmp_path / "other" / "data", change=half("P1", "P2"))
     assert pseudonyms(tmp_path, key) == pseudonyms(tmp_path / "other", key)
+
+
+def test_person_01_a_ledger_that_counts_cohorts_apart_knows_a_person_by_every_name(
+    tmp_path: Path, write_series: Write
+) -> None:
+    """The first cohort has P2 alone, the second knows that P1 and P2 are one: they share a patient. Issuer or not, as well."""
+    records = tmp_path / "records"
+    both, alone = tmp_path / "both", tmp_path / "alone"
+    write_series(both / "data", change=half("P1", "P2"), IssuerOfPatientID="north")
+    write_series(both / "data" / "q", study="2", PatientID="Q")
+    names = []
+    for number in (1, 2):
+        write_series(alone / str(number) / "data", study="9", PatientID=f"P{number}")
+    for folder in (both, alone / "1", alone / "2"):
+        site = Site(
+            name="a", data=folder / "data", face_removal="none", text_check="none", minimum_slices=4, records=records
+        )
+        ingest(site, classes=["a"], image_size=16, slices_per_patient=4, work=folder / "work")
+        names.append(dataset.members(site, folder / "work", dataset.load(folder / "work" / "cohort")))
+    assert all(names) and names[1].isdisjoint(names[2])
+    assert names[0] & names[1] and names[0] & names[2]
+    assert not verify.verify(both / "work", both / "data").findings
+    content = (both / "work" / "cohort" / "cohort.names").read_text()
+    (both / "work" / "cohort" / "cohort.names").write_text(content + "QZJX\n")
+    assert {found.rule for found in verify.verify(both / "work").findings} == {"cohort-file"}
 
 
 def coded(value: str, scheme: str = "SCT") -> Dataset:
