@@ -17,6 +17,7 @@ from shared.config import Site
 from shared.errors import DataError
 
 KEY_FILE = "pseudonym.key"
+NAMES_FILE = "cohort.names"  # beside it: further pseudonyms of the people in it, of identifiers that are theirs as well
 COHORT_FILE = "cohort.id"  # inside the cohort's folder: whose key made its pseudonyms
 
 
@@ -94,11 +95,16 @@ def records(site: Site, work: Path) -> Path:
 
 
 def members(site: Site, work: Path, cohort: Iterable[Patient]) -> frozenset[str] | None:
-    """Pseudonyms of everybody in the cohort, or none where it was not made with the key that the hospital's records hold."""
+    """Pseudonyms of everybody in the cohort, or none where it was not made with the key that the hospital's records hold.
+
+    Whoever has several identifiers is in it by each, so that another cohort that knows the person by one of them shares a patient.
+    """
     try:
         made_by = (work / "cohort" / COHORT_FILE).read_text(encoding="ascii")
+        names = work / "cohort" / NAMES_FILE
+        also = names.read_text(encoding="ascii").split() if names.exists() else []
     except (OSError, UnicodeDecodeError):
         return None
     if made_by != cohort_id(records(site, work)):
         return None
-    return frozenset(patient.pseudonym for patient in cohort)
+    return frozenset(patient.pseudonym for patient in cohort) | frozenset(also)

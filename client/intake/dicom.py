@@ -47,6 +47,7 @@ class Person:
     """The studies of one patient, by the study's token, then by the series' token."""
 
     identifiers: set[str] = field(default_factory=set, repr=False)
+    names: set[str] = field(default_factory=set)
     studies: dict[str, dict[str, Series]] = field(default_factory=lambda: defaultdict(dict))
 
 
@@ -80,6 +81,7 @@ def patients(inputs: Inputs, cut: Cut) -> Iterator[Found]:
         ]
         usable = [x_SHW for x_SHW in pictures if x_SHW is not None and len(x_SHW)]
         if usable:
+            inputs.names |= people[name].names
             yield Found(name, frozenset(people[name].identifiers), -1, np.concatenate(usable))
 
 
@@ -113,6 +115,7 @@ def _scan(inputs: Inputs, modality: str) -> dict[str, Person]:
         inputs.know(file, patient=person)
         inputs.studies.add(pseudonym.token(inputs.key, "uid", claims[file].study))
         people[person].identifiers.add(claims[file].identifier)
+        people[person].names.update(persons.names(claims[file], inputs.key))
         if file in usable:
             _file_away(people[person], usable[file])
     return people

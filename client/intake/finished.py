@@ -29,18 +29,21 @@ class Batch:
     """What became of some files: their entries of the manifest, and slices and label of each patient.
 
     studies   keyed tokens of the studies that the files belong to, of DICOM
+    names     further pseudonyms of the people in them
     """
 
     entries: list[Entry] = field(default_factory=list)
     slices: dict[str, int] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     studies: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
 
     def add(self, other: Batch) -> None:
         self.entries += other.entries
         self.slices |= other.slices
         self.labels |= other.labels
         self.studies |= other.studies
+        self.names |= other.names
 
     @property
     def labelled(self) -> dict[str, int]:
@@ -54,7 +57,7 @@ class Batch:
             replace(entry.because(reason), sha256=None) if entry.reason is Reason.OK else entry
             for entry in self.entries
         ]
-        return Batch(entries, studies=self.studies)
+        return Batch(entries, studies=self.studies, names=self.names)
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def keep(folder: Path, batch: Batch, settings: str, images: str) -> None:
     settings, images   keyed tokens of what it was made with and of; `images` is empty while it is not the whole
     """
     partial = folder.with_suffix(".partial")
-    about = {"settings": settings, "images": images, "studies": sorted(batch.studies)}
+    about = {"settings": settings, "images": images, "studies": sorted(batch.studies), "names": sorted(batch.names)}
     manifest.write(batch.entries, partial / "manifest.jsonl", about)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
@@ -121,7 +124,8 @@ def find(folder: Path, settings: str, images: str | None = None) -> Batch | None
     except (OSError, ValueError, DataError):
         return None
     missing = {entry.patient for entry in entries if entry.sha256} - slices.keys()
-    return None if missing else Batch(entries, slices, labels, frozenset(kept.header.get("studies", ())))
+    studies, names = (frozenset(kept.header.get(name, ())) for name in ("studies", "names"))
+    return None if missing else Batch(entries, slices, labels, studies, names)
 
 
 def copy(folder: Path, place: Path) -> None:

@@ -122,8 +122,9 @@ def ingest(
                 images.check_classes(Inputs(data, files, key, people=people), classes)
             ties = {"dicom": dicom.ties, "nifti": nifti.ties, "images": images.ties}[site.format]
             outcome = pull.Outcome(folder.read(task, ties, data, files, partial, progress, say, jobs, met, people))
-        _replace(partial, work / "cohort")
         batch = outcome.batch
+        _write_names(batch, partial / dataset.NAMES_FILE)
+        _replace(partial, work / "cohort")
         if "labels" in counted:
             counted["labels"] |= batch.labelled
         manifest.write(batch.entries, work / "manifest.jsonl", _ran(site, models), counted)
@@ -173,7 +174,7 @@ class _Source:
             dataset.save(dataset.Patient(found.pseudonym, label, found.x_SHW), place)
             sha256[found.pseudonym] = hashlib.sha256((place / f"{found.pseudonym}.npz").read_bytes()).hexdigest()
             slices[found.pseudonym], labels[found.pseudonym] = len(found.x_SHW), label
-        return Batch(inputs.entries(sha256), slices, labels, frozenset(inputs.studies))
+        return Batch(inputs.entries(sha256), slices, labels, frozenset(inputs.studies), frozenset(inputs.names))
 
     def counts(self, people: list[set[str]]) -> dict[str, dict[str, int]]:
         """What is known of the identifiers of each person before any pixel is read. DataError where the table of labels misses."""
@@ -266,6 +267,13 @@ def _ran(site: Site, models: Mapping[str, str]) -> dict[str, Any]:
     from client.intake import masks  # noqa: PLC0415
 
     return provenance.header((profile.BASIC_PROFILE, profile.CLEAN_FEATURES), {**models, **masks.models()}) | scaling
+
+
+def _write_names(batch: Batch, path: Path) -> None:
+    """The people's further pseudonyms, where they have any."""
+    also = sorted(batch.names - batch.slices.keys())
+    if also:
+        path.write_text("".join(f"{name}\n" for name in also), encoding="ascii")
 
 
 def _replace(partial: Path, place: Path) -> None:

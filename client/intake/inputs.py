@@ -87,6 +87,7 @@ class Inputs:
 
     people           how the paths of files that are no DICOM say whose they are
     default_issuer   who issued the identifiers of DICOM headers that name no issuer
+    names            pseudonyms that the patients found in DICOM files may have in other cohorts
     studies          keyed tokens of the studies of the DICOM files that were read
     """
 
@@ -103,6 +104,7 @@ class Inputs:
         self.folder, self.key = folder, key
         self.people, self.default_issuer = people or People(), default_issuer
         self.studies: set[str] = set()
+        self.names: set[str] = set()
         self.paths = [path for path, _ in files]
         self._progress = progress
         self._entries = [

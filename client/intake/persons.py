@@ -12,6 +12,8 @@ so joining is always safe, and it loses less than withholding: the images stay, 
 * The pseudonym of joined names is one of theirs, by the key alone, and one with an issuer if there is any: the order of the
   files, and a file that lacks the issuer, change nothing.
 
+A ledger that counts cohorts apart is told all pseudonyms of a person (`names`): of each identifier, with its issuer and without.
+
 Identifiers that differ in case, zeros, blanks or signs alone are left apart and counted: the hospital must say.
 
 Left out: names, birth dates and faces as evidence; folders of pictures and NIfTI (`client.intake.whose`).
@@ -106,6 +108,11 @@ def resolve(claims: Mapping[int, Claim], key: bytes) -> dict[int, str | Reason]:
             person = Reason.NO_ISSUER
         found |= dict.fromkeys(part, person)
     return {file: found[claim.name] for file, claim in claims.items()}
+
+
+def names(claim: Claim, key: bytes) -> set[str]:
+    """The pseudonyms that the person of a claim may have in another cohort."""
+    return {pseudonym.pseudonym(key, issuer, claim.identifier) for issuer in (claim.issuer, "")}
 
 
 def plain(identifier: str) -> str:

@@ -34,7 +34,7 @@ PAPERS = r"manifest\.jsonl|manifest\.seal|report\.html"
 WORK_FILES = re.compile(
     PAPERS
     + r"|pseudonym\.key|ledger\.jsonl(\.[a-z0-9-]+)?|site\.yaml|reply\.kept|node/(node\.key(\.[0-9]+)?|kit\.json)"
-    r"|cohort/([a-z2-7]{16}\.npz|cohort\.id)"
+    r"|cohort/([a-z2-7]{16}\.npz|cohort\.(id|names))"
     r"|finished/[0-9a-f]{24}/(manifest\.jsonl|[a-z2-7]{16}\.npz)"
 )
 REBUILT_FILES = re.compile(PAPERS + r"|2\.25\.[0-9]{1,39}\.dcm")
@@ -121,6 +121,9 @@ def _judge(path: Path, name: str, content: bytes, needles: Needles, result: Veri
             pass  # judged later, or the site's and the federation's own, which hold nothing of the data
         case "cohort.id":
             if not re.fullmatch(rb"[0-9a-f]{32}", content):
+                result.add(name, "cohort-file")
+        case "cohort.names":
+            if not re.fullmatch(rb"([a-z2-7]{16}\n)+", content):
                 result.add(name, "cohort-file")
         case "":
             result.add(name, "unexpected-file")
