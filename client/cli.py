@@ -18,6 +18,7 @@ from client import checks_cli, dataset, network_cli
 from client.intake import workers
 from client.intake.ingest import ingest as ingest_site
 from client.pacs import pull
+from client.proof import report_words
 from client.proof.report import write as write_report
 from client.rebuild import export, manifest, profile, pseudonym
 from client.rebuild.conformance import statement as conformance_statement
@@ -67,6 +68,8 @@ def ingest(
         typer.echo(json.dumps(asdict(report)))
         return
     typer.echo(f"{settings.name}: {report.patients} patients, {report.slices} slices")
+    for sentence in report_words.counted({"people": report.people, "labels": report.labels}):
+        typer.echo(sentence)
     _say(report.passed, report.quarantined, report.refused, report.reasons)
     with_source = f" --source {settings.data}" if settings.data is not None else ""
     typer.echo(
@@ -107,6 +110,9 @@ def deidentify(
         bool, typer.Option(help="look for text in every frame; withhold a series that shows any")
     ] = True,
     modality: Annotated[Literal["mr", "ct"], typer.Option(help="what is rebuilt; other files are refused")] = "mr",
+    default_issuer: Annotated[
+        str, typer.Option(help="issuer of the patient identifiers of headers that name none")
+    ] = "",
     what_if: Annotated[bool, typer.Option("--what-if", help="print what would survive, and do nothing")] = False,
     conformance: Annotated[
         bool, typer.Option("--conformance", help="print the DICOM conformance statement, and do nothing")
@@ -130,7 +136,8 @@ def deidentify(
         raise DataError("say what to read, where to write and which key: `deidentify IN OUT --key FILE`")
     secret = pseudonym.load_or_make(key)
     with progress("rebuilding") as tell:
-        entries = export.export(source, target, secret, tell, text_check=text_check, modality=modality)
+        entries = export.export(source, target, secret, tell, text_check=text_check, modality=modality,
+                                default_issuer=default_issuer)  # fmt: skip
     page = write_report(target)
     counts = manifest.verdicts(entries)
     _say(counts["PASS"], counts["QUARANTINED"], counts["REFUSED"], manifest.reasons(entries))

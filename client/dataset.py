@@ -32,6 +32,7 @@ from shared.record import Positive, Record
 LOG = logging.getLogger("fedsynth.client")
 LEDGER_FILE = "ledger.jsonl"
 KEY_FILE = "pseudonym.key"
+NAMES_FILE = "cohort.names"  # beside it: further pseudonyms of the people in it, of identifiers that are theirs as well
 COHORT_FILE = "cohort.id"  # inside the cohort's folder: whose key made its pseudonyms
 
 
@@ -82,17 +83,22 @@ def facts_path(work: Path) -> Path:
 
 
 def register(site: Site, work: Path, *, image_size: int, classes: Sequence[str]) -> Facts:
-    """Write down the facts of the finished cohort of `work`, and the list of its members beside the ledger."""
+    """Write down the facts of the finished cohort of `work`, and the list of its members beside the ledger.
+
+    Whoever has several identifiers is on the list by each, so that another cohort that knows the person by one of them shares a patient.
+    """
     folder, mine = work / "cohort", records(site, work)
     names = sorted(path.stem for path in folder.glob("*.npz"))
     cohort = cohort_id(mine)
     try:
         ours = (folder / COHORT_FILE).read_text(encoding="ascii") == cohort
+        also = folder / NAMES_FILE
+        more = also.read_text(encoding="ascii").split() if also.exists() else []
     except (OSError, UnicodeDecodeError):
-        ours = False
+        ours, more = False, []
     facts = Facts(
         cohort=cohort,
-        members=membership.keep(mine / LEDGER_FILE, names) if ours else None,
+        members=membership.keep(mine / LEDGER_FILE, {*names, *more}) if ours else None,
         delta=default_delta(max(1, len(names))),
         modality=site.modality,
         image_size=image_size,

@@ -24,6 +24,9 @@ DECISIVE = {
     "ImageOrientationPatient", "PixelSpacing", "ScanningSequence", "SequenceVariant", "EchoTime", "RescaleSlope",
     "RescaleIntercept", "AcquisitionNumber", "TemporalPositionIdentifier", "DiffusionBValue",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "PixelDataProviderURL",
+    "SyntheticData", "QualityControlSubject", "QualityControlImage", "PatientSpeciesDescription", "PatientSpeciesCodeSequence",
+    "PatientBreedDescription", "PatientBreedCodeSequence", "BreedRegistrationSequence", "PatientSexNeutered",
+    "StrainDescription", "StrainCodeSequence", "StrainStockSequence", "GeneticModificationsSequence",
 }  # fmt: skip
 UNIQUE = re.compile(rf"{WORD}[0-9]{{7}}|{re.escape(UID)}\.[0-9]+|{NUMBER}[0-9]{{6}}".encode(), re.IGNORECASE)
 SHARED_UIDS = {"StudyInstanceUID": "1", "SeriesInstanceUID": "2", "FrameOfReferenceUID": "3"}

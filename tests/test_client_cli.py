@@ -48,6 +48,8 @@ def test_ingest_prints_json_for_scripts(site: Path, tmp_path: Path) -> None:
         "quarantined": 0,
         "refused": 1,
         "reasons": {"not-dicom": 1},
+        "people": {"identifiers": 1, "joined": 0, "alike": 0},
+        "labels": {},
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable
+from pathlib import Path
 
 import highdicom
 import numpy as np
@@ -18,6 +19,7 @@ from client.intake.ingest import ingest
 from client.rebuild import deidentify, enhanced, export, profile
 from client.rebuild.manifest import Reason, Withheld
 from shared.config import Site
+from shared.errors import DataError
 
 Make = Callable[..., FileDataset]
 CANARY = "QZJX0001"
@@ -165,3 +167,37 @@ def test_a_frame_in_doubt_withholds_the_object(
     with pytest.raises(Withheld) as caught:
         deidentify.rebuild(source, key)
     assert caught.value.reason in {Reason.REQUIRED, Reason.NOT_MAGNITUDE}
+
+
+SPECIES = Dataset()
+SPECIES.CodeValue, SPECIES.CodingSchemeDesignator, SPECIES.CodeMeaning = "448771007", "SCT", "Canis lupus familiaris"
+
+
+@pytest.mark.parametrize(("keyword", "value", "reason"), [
+    ("SyntheticData", "YES", Reason.SYNTHETIC), ("QualityControlImage", "BOTH", Reason.QUALITY_CONTROL),
+    ("QualityControlSubject", "YES", Reason.QUALITY_CONTROL), ("PatientBreedDescription", "Beagle", Reason.ANIMAL),
+    ("PatientSpeciesCodeSequence", [SPECIES], Reason.ANIMAL),
+])  # fmt: skip
+@pytest.mark.parametrize("where", ["", "UnassignedSharedConvertedAttributesSequence",
+                                   "UnassignedPerFrameConvertedAttributesSequence"])  # fmt: skip
+def test_person_02_what_is_no_person_is_refused_in_enhanced_objects_too(
+    make_slice: Make, head: np.ndarray, shuffled: list[int], tmp_path: Path, key: bytes,
+    where: str, keyword: str, value: object, reason: Reason,
+) -> None:  # fmt: skip
+    """Conversion from single frames puts what it does not know into sequences of its own, beside the groups of the frames."""
+    ds = multi_frame(make_slice, head, shuffled)
+    ds.SOPClassUID = LegacyConvertedEnhancedMRImageStorage
+    place = Dataset() if where else ds
+    if where:
+        around = ds.SharedFunctionalGroupsSequence[0] if "Shared" in where else ds.PerFrameFunctionalGroupsSequence[3]
+        setattr(around, where, [place])
+    deidentify.rebuild(ds, key)
+    setattr(place, keyword, value)
+    with pytest.raises(Withheld) as caught:
+        deidentify.rebuild(ds, key)
+    assert caught.value.reason is reason
+    (tmp_path / "data").mkdir()
+    ds.save_as(tmp_path / "data" / "a.dcm", enforce_file_format=True)
+    site = Site(name="a", data=tmp_path / "data", face_removal="none", text_check="none", minimum_slices=4)
+    with pytest.raises(DataError, match=reason.code):
+        ingest(site, classes=["x"], image_size=16, slices_per_patient=4, work=tmp_path / "work")

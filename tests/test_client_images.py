@@ -14,6 +14,8 @@ from PIL import Image, PngImagePlugin
 from client import dataset
 from client.intake import images, nifti, volumes
 from client.intake.ingest import IngestReport, ingest
+from client.proof import verify
+from client.proof.report import write as write_report
 from client.rebuild import manifest
 from client.rebuild.manifest import Reason, Withheld
 from shared.config import Site
@@ -30,8 +32,11 @@ def run(
 
 
 def picture(path: Path, value: int, size: tuple[int, int] = (16, 16), mode: str = "L", **options: Any) -> None:
+    """One grey, and one bright pixel: a picture of one grey alone is withheld."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L", size, value).convert(mode).save(path, **options)
+    image = Image.new("L", size, value)
+    image.putpixel((0, 0), min(value + 150, 255))
+    image.convert(mode).save(path, **options)
 
 
 def scan(path: Path, affine: np.ndarray | None = None, values: np.ndarray | None = None) -> None:
@@ -163,3 +168,40 @@ def test_nifti_in_doubt_is_withheld(tmp_path: Path, reason: Reason, values: np.n
     with pytest.raises(Withheld) as caught:
         nifti.volume(tmp_path / "x.nii")
     assert caught.value.reason is reason
+
+
+def save(path: Path, x_HW: np.ndarray, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(x_HW).save(path, **options)
+
+
+def test_person_07_twelve_bits_in_a_picture_of_sixteen_are_no_black_picture(tmp_path: Path, head: np.ndarray) -> None:
+    """One scale for all pictures of a patient: what is darker stays darker."""
+    for number in range(4, 12):
+        save(tmp_path / "data" / "a" / "p" / f"{number:02d}.png", (head[:, :, number] * 3).astype(np.uint16))
+    assert run(tmp_path, "images", text_check="none").passed == 8
+    (patient,) = dataset.load(tmp_path / "work" / "cohort")
+    assert patient.x_SHW.max() == 255 and patient.x_SHW.mean() > 40
+    tops = head[:, :, 4:12].max(axis=(0, 1))
+    assert np.argsort(patient.x_SHW.max(axis=(1, 2)).astype(int))[0] == np.argsort(tops)[0]
+
+
+def test_person_07_flat_and_nearly_black_pictures_are_withheld_and_the_others_are_used(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    save(tmp_path / "data" / "a" / "p" / "0.png", rng.integers(0, 256, (16, 16), dtype=np.uint8))
+    save(tmp_path / "data" / "a" / "p" / "1.png", np.full((16, 16), 90, np.uint8))
+    save(tmp_path / "data" / "a" / "p" / "2.png", np.full((16, 16), 65535, np.uint16))
+    save(tmp_path / "data" / "a" / "p" / "3.png", np.zeros((16, 16), np.uint16))
+    save(tmp_path / "data" / "a" / "p" / "4.jpg", rng.integers(0, 8, (16, 16), dtype=np.uint8))
+    save(tmp_path / "data" / "b" / "q" / "0.png", np.full((16, 16), 90, np.uint8))
+    report = run(tmp_path, "images", text_check="none")
+    assert (report.patients, report.slices, report.reasons) == (1, 1, {"flat": 3, "black": 2})
+
+
+def test_person_07_the_manifest_and_the_report_say_how_grey_levels_were_made(tmp_path: Path) -> None:
+    save(tmp_path / "data" / "a" / "p" / "0.png", np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8))
+    run(tmp_path, "images", text_check="none")
+    said = manifest.load(tmp_path / "work" / "manifest.jsonl").header["scaling"]
+    assert "8-bit samples as they are" in said
+    assert said in write_report(tmp_path / "work").read_text(encoding="utf-8")
+    assert not verify.verify(tmp_path / "work", tmp_path / "data").findings

@@ -177,3 +177,11 @@ def test_every_case_of_the_suite_is_on_the_trace_or_carries_its_number() -> None
              for name in re.findall(r"^def (test_[hfsulmg]\d*_\w+)", path.read_text(encoding="utf-8"), re.M)}  # fmt: skip
     unnamed = {name for name in cases if name not in text}
     assert len(cases) > 50 and len(unnamed) < len(cases) // 3, sorted(unnamed)
+
+
+def test_every_reason_has_its_cure() -> None:
+    assert report_words.CURES.keys() == {reason.code for reason in Reason if reason is not Reason.OK}
+
+
+def test_the_report_names_the_cure_of_what_was_withheld(work: Path) -> None:
+    assert report_words.CURES["not-dicom"] in text_of(report.write(work))

@@ -109,6 +109,36 @@ def test_files_of_another_patient_are_not_used(tmp_path: Path, table: Table) -> 
     assert (report.patients, report.passed, report.reasons) == (1, 16, {"other-patient": 16})
 
 
+def test_person_01_two_wanted_identifiers_with_one_study_never_are_two_patients(
+    tmp_path: Path, table: Table, write_series: Write
+) -> None:
+    """The id of study 1 was corrected half way: the archive has a series of it under C. Also when C was read before."""
+
+    def again(_: int, ds: pydicom.Dataset) -> None:
+        ds.SeriesInstanceUID += ".2"
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID + ".2"
+
+    write_series(tmp_path / "more", study="1", PatientID="C", change=again)
+    table.add(tmp_path / "more")
+    assert run(tmp_path, "C\nB\n").patients == 2
+    report = run(tmp_path, "A\nB\nC\n")
+    assert report.patients == 2 and report.reasons == {"shared-study": 16} and report.passed == 48
+    table.deaf_to = {"C"}
+    assert run(tmp_path, "A\nB\nC\n").reasons == {"shared-study": 16}  # what was kept of C does not come back
+
+
+def test_person_01_the_sites_own_issuer_fits_a_list_that_names_it(tmp_path: Path, table: Table) -> None:
+    with pytest.raises(DataError, match="no-issuer"):
+        run(tmp_path, "patient_id,issuer\nA,north\n")
+    assert run(tmp_path, "patient_id,issuer\nA,north\n", default_issuer="north").passed == 32
+    with pytest.raises(DataError, match="other-patient"):
+        run(tmp_path, "patient_id,issuer\nA,north\n", default_issuer="south")
+
+
+def test_person_01_wanted_identifiers_that_look_alike_are_counted(tmp_path: Path, table: Table) -> None:
+    assert run(tmp_path, "A\na\nB\n").people == {"identifiers": 3, "joined": 0, "alike": 2}
+
+
 def test_what_is_sent_twice_or_without_being_asked_for_is_dropped(tmp_path: Path, table: Table) -> None:
     def fetch(series: Series, put: archive.Put) -> None:
         for patient in table.files.values():

@@ -124,3 +124,45 @@ def test_images_are_padded_to_a_square_and_deep_ones_are_windowed(tmp_path: Path
     deep = load(tmp_path / "deep").x_NHW[0]
     assert (deep.min(), deep.max()) == (0, 255)
     assert abs(float(deep.mean()) - 127.5) < 2
+
+
+def test_person_07_the_same_pixels_score_alike_in_bytes_and_in_floats(tmp_path: Path) -> None:
+    """Each picture has its own brightest pixel: a window of each would change them all."""
+    dim = (X // np.arange(1, 13)[:, None, None]).astype(np.uint8)
+    dim[0, 0, 0] = 255
+    forms = {"bytes": dim, "unit": dim / 255, "signed": dim / 127.5 - 1, "floats": dim.astype(np.float32)}
+    forms["wide"] = dim.astype(np.uint16) * 257
+    for name, x_NHW in forms.items():
+        np.savez(tmp_path / f"{name}.npz", x_NHW=x_NHW)
+        np.testing.assert_array_equal(load(tmp_path / f"{name}.npz").x_NHW, dim, err_msg=name)
+    for i, x_HW in enumerate(forms["wide"]):
+        png(tmp_path / "png" / f"{i:02d}.png", x_HW)
+    np.testing.assert_array_equal(load(tmp_path / "png").x_NHW, dim)
+
+
+def test_person_07_drawn_images_of_no_numbers_are_left_out_and_not_black(tmp_path: Path) -> None:
+    x_NHW = X / 255
+    x_NHW[3, 5, 5], x_NHW[7] = np.nan, np.inf
+    np.savez(tmp_path / "x.npz", x_NHW=x_NHW)
+    found = load(tmp_path / "x.npz")
+    assert (len(found.x_NHW), found.not_finite, found.unreadable) == (10, 2, 0)
+    assert np.array_equal(found.x_NHW, np.delete(X, [3, 7], axis=0))
+
+
+def test_person_07_black_and_flat_images_are_judged_and_counted(tmp_path: Path) -> None:
+    """A model that draws black pictures is not helped by leaving them out."""
+    x_NHW = X.copy()
+    x_NHW[0], x_NHW[1] = 0, 90
+    np.savez(tmp_path / "x.npz", x_NHW=x_NHW)
+    found = load(tmp_path / "x.npz")
+    assert (len(found.x_NHW), found.empty) == (12, 2)
+
+
+def test_person_07_transparency_and_rotation_are_read_as_the_hospitals_do(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    (tmp_path / "x").mkdir()
+    Image.fromarray(X[0][::-1, ::-1]).save(tmp_path / "x" / "a.png", exif=exif)
+    white = Image.merge("LA", [Image.fromarray(np.full((20, 20), 255, np.uint8)), Image.fromarray(X[1])])
+    white.save(tmp_path / "x" / "b.png")
+    np.testing.assert_array_equal(load(tmp_path / "x").x_NHW, X[:2])

@@ -15,20 +15,18 @@ from functools import partial
 import numpy as np
 from pydicom.dataset import Dataset
 
-from client.intake import series, text, volumes
-from client.intake.inputs import Cut, Found, Inputs
-from client.rebuild import deidentify, enhanced, export, gates, profile, pseudonym, reader, rules
+from client.intake import persons, series, text, volumes
+from client.intake.inputs import Cut, Found, Inputs, Tie
+from client.rebuild import deidentify, enhanced, export, gates, profile, pseudonym, reader
 from client.rebuild.manifest import Reason, Withheld
 from client.rebuild.redaction import guarded
 
 WANTED = frozenset(
     {"SOPClassUID", "DirectoryRecordSequence", "ConversionType", "SecondaryCaptureDeviceManufacturer", "ImageType"}
-    | {"BurnedInAnnotation", "ComplexImageComponent", "PatientID", "IssuerOfPatientID", "RescaleType", *series.WORDS}
+    | {"BurnedInAnnotation", "ComplexImageComponent", "RescaleType", *gates.SUBJECT, *persons.WANTED, *series.WORDS}
     | {rule.keyword for _, table in profile.SOP_CLASSES.values() for rule in table if rule.kind != "pixels"}
     | {rule.keyword for rule in (*series.KEYS.values(), *series.PHYSICS.values())}
 )
-
-IDENTITY = frozenset({"PatientID", "SOPInstanceUID"})
 
 
 @dataclass
@@ -48,25 +46,33 @@ class Series:
 class Person:
     """The studies of one patient, by the study's token, then by the series' token."""
 
-    identifier: str = ""
-    issued: bool = False
+    identifiers: set[str] = field(default_factory=set, repr=False)
+    names: set[str] = field(default_factory=set)
     studies: dict[str, dict[str, Series]] = field(default_factory=lambda: defaultdict(dict))
 
 
-def ties(inputs: Inputs, file: int) -> tuple[str, str]:
-    """The patient's identifier and the instance UID of a file; empty where its verdict cannot depend on another file's."""
+@dataclass(frozen=True)
+class Usable:
+    """A file that may be used, until it is known whose it is."""
+
+    study: str
+    group: str
+    frames: list[series.Frame]
+    physics: series.Physics
+
+
+def ties(inputs: Inputs, file: int) -> Tie:
+    """Who a file's patient is, by what it says and by what it has in common with others."""
     try:
-        header = reader.header(inputs.paths[file], IDENTITY)
-        patient = guarded(Reason.NO_PATIENT, lambda: rules.identifier_of(header))
-        return patient, guarded(Reason.UNREADABLE, lambda: "".join(gates.words(header, "SOPInstanceUID")))
+        claim = persons.claim_of(reader.header(inputs.paths[file], persons.WANTED))
     except Withheld:
-        return "", ""
+        return Tie()
+    return Tie(claim.identifier, claim.uids, claim.others)
 
 
 def patients(inputs: Inputs, cut: Cut) -> Iterator[Found]:
     """Every patient with at least one usable series; each file of the inputs has its verdict when this ends."""
     people = _scan(inputs, cut.modality)
-    _withhold_unissued(inputs, people)
     for name in sorted(people):
         studies = people[name].studies
         pictures = [
@@ -75,15 +81,8 @@ def patients(inputs: Inputs, cut: Cut) -> Iterator[Found]:
         ]
         usable = [x_SHW for x_SHW in pictures if x_SHW is not None and len(x_SHW)]
         if usable:
-            yield Found(name, people[name].identifier, -1, np.concatenate(usable))
-
-
-def _withhold_unissued(inputs: Inputs, people: dict[str, Person]) -> None:
-    """A patient without an issuer may be the one of the same number that has one: one person would count as two."""
-    issued = {person.identifier for person in people.values() if person.issued}
-    for name in [name for name, person in people.items() if not person.issued and person.identifier in issued]:
-        for found in (group for study in people.pop(name).studies.values() for group in study.values()):
-            _give(inputs, found.files, Reason.NO_ISSUER)
+            inputs.names |= people[name].names
+            yield Found(name, frozenset(people[name].identifiers), -1, np.concatenate(usable))
 
 
 def share(slices: int, number: int, studies: int) -> int:
@@ -92,21 +91,44 @@ def share(slices: int, number: int, studies: int) -> int:
 
 
 def _scan(inputs: Inputs, modality: str) -> dict[str, Person]:
+    """The usable files by person. Whoever is in a refused file still counts where it says who is who."""
     people: dict[str, Person] = defaultdict(Person)
+    claims: dict[int, persons.Claim] = {}
+    usable: dict[int, Usable] = {}
     met: set[str] = set()
     for file in inputs.open():
         try:
             header = reader.header(inputs.paths[file], WANTED)
-            guarded(Reason.UNREADABLE, lambda: _file_away(inputs, file, header, people, met, modality))  # noqa: B023
+            claim = _claim(header, inputs.default_issuer)
+            if isinstance(claim, persons.Claim):
+                claims[file] = claim
+            usable[file] = guarded(Reason.UNREADABLE, lambda: _usable(inputs, file, header, met, modality))  # noqa: B023
+            if isinstance(claim, Reason):
+                raise Withheld(claim)
         except Withheld as withheld:
             inputs.give(file, withheld.reason)
         inputs.seen(file)
+    for file, person in persons.resolve(claims, inputs.key).items():
+        if isinstance(person, Reason):
+            inputs.give(file, person)
+            continue
+        inputs.know(file, patient=person)
+        inputs.studies.add(pseudonym.token(inputs.key, "uid", claims[file].study))
+        people[person].identifiers.add(claims[file].identifier)
+        people[person].names.update(persons.names(claims[file], inputs.key))
+        if file in usable:
+            _file_away(people[person], usable[file])
     return people
 
 
-def _file_away(
-    inputs: Inputs, file: int, header: Dataset, people: dict[str, Person], met: set[str], modality: str
-) -> None:
+def _claim(header: Dataset, default_issuer: str) -> persons.Claim | Reason:
+    try:
+        return persons.claim_of(header, default_issuer)
+    except Withheld as withheld:
+        return withheld.reason
+
+
+def _usable(inputs: Inputs, file: int, header: Dataset, met: set[str], modality: str) -> Usable:
     key = inputs.key
     export.describe(inputs, file, header)
     gates.check(header, modality)
@@ -119,13 +141,15 @@ def _file_away(
         raise Withheld(Reason.DUPLICATE)
     frames = series.frames_of(header, file)
     met.add(instance)
-    person = people[rules.patient_of(header, key)]
-    person.identifier = pseudonym.token(key, "label", rules.identifier_of(header))
-    person.issued = bool("".join(gates.words(header, "IssuerOfPatientID")))
-    place = person.studies[pseudonym.token(key, "uid", study)]
-    token = pseudonym.token(key, "uid", group)
-    place.setdefault(token, Series(token)).frames.extend(frames)
-    place[token].physics = place[token].physics or series.physics_of(header)
+    study, group = (pseudonym.token(key, "uid", uid) for uid in (study, group))
+    return Usable(study, group, frames, series.physics_of(header))
+
+
+def _file_away(person: Person, usable: Usable) -> None:
+    place = person.studies[usable.study]
+    found = place.setdefault(usable.group, Series(usable.group))
+    found.frames.extend(usable.frames)
+    found.physics = found.physics or usable.physics
 
 
 def _study(inputs: Inputs, found: dict[str, Series], cut: Cut, slices: int) -> np.ndarray | None:

@@ -1,9 +1,10 @@
 """A folder of many patients to slices: cut by patient, done in several processes, and what is done stays done.
 
-A unit of work is the files of one patient identifier (of any issuer), together with those of another that have an instance UID
-in common with them; so no verdict depends on another unit, and the result is that of reading all at once. Files that name
-nobody are a unit too. A unit is kept whole or not at all (`client.intake.finished`): a run that was killed, or that finds
-new patients, goes on with what is missing, and its last bytes are those of an uninterrupted run.
+A unit of work is the files of one patient identifier (of any issuer), together with those of another that may be the same
+person (`client.intake.persons`): they have a study, a series or an instance in common, or one names the other. So no verdict
+depends on another unit, and the result is that of reading all at once. Files that name nobody are a unit too. A unit is kept
+whole or not at all (`client.intake.finished`): a run that was killed, or that finds new patients, goes on with what is missing,
+and its last bytes are those of an uninterrupted run.
 
 A unit's files are taken as unchanged when paths, sizes and both times of change are. Left out: cutting in several processes.
 """
@@ -23,10 +24,11 @@ from scipy.sparse.csgraph import connected_components
 
 from client.intake import finished, workers
 from client.intake.finished import Batch, Files, Task
-from client.intake.inputs import Inputs
+from client.intake.inputs import Inputs, Tie
+from client.intake.whose import People
 from client.rebuild import pseudonym
 
-Ties = Callable[[Inputs, int], tuple[str, str]]
+Ties = Callable[[Inputs, int], Tie]
 ANEW = "the finished patients here are of other files, or of another site file, key or version: starting anew"
 
 
@@ -50,11 +52,15 @@ def read(
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
     jobs: int = 1,
+    met: Callable[[list[set[str]]], None] | None = None,
+    people: People | None = None,
 ) -> Batch:
     """Slices of every patient of a folder in `place`, and the verdict on each file.
 
-    ties   of a file: the patient's identifier and the instance, each empty where there is none
+    ties   of a file: who its patient is
     say    told in one line what of an earlier run was taken up
+    people how the paths say whose a file is, of files that are no DICOM
+    met    told, before any pixel is read, the identifiers of each unit, a person as a rule; it may raise DataError
     """
     store, batch, done = task.work / "finished", Batch(), 0
 
@@ -72,7 +78,9 @@ def read(
             tell(len(unit.files))
         return kept is not None
 
-    units = _units(task, ties, data, files, tell)
+    units = _units(task, ties, Inputs(data, files, task.key, people=people), files, tell)
+    if met is not None:
+        met([unit.patients - {""} for unit in units])
     before = [path for path in store.glob("*") if path.suffix != ".partial"]
     finished.forget_others(store, {unit.name for unit in units})
     left = [unit for unit in units if not take(unit)]
@@ -90,19 +98,20 @@ def _finish(task: Task, data: Path, store: Path, unit: Unit) -> None:
     finished.keep(store / unit.name, task.read(data, unit.files, partial), unit.settings, unit.images)
 
 
-def _units(task: Task, ties: Ties, data: Path, files: Files, tell: Callable[[int], None]) -> list[Unit]:
+def _units(task: Task, ties: Ties, inputs: Inputs, files: Files, tell: Callable[[int], None]) -> list[Unit]:
     """The connected parts of the graph of files, patients and instances."""
-    inputs = Inputs(data, files, task.key)
     unfit = set(range(len(files))) - set(inputs.open())
     nodes: dict[tuple[str, str], int] = {}
     edges: list[tuple[int, int]] = []
-    patients = []
+    patients, others = [], []
     for file in range(len(files)):
-        patient, instance = ("", "") if file in unfit else ties(inputs, file)
-        keys = [("patient", patient), ("instance", instance)] if patient and instance else [("patient", patient)]
+        tie = Tie() if file in unfit else ties(inputs, file)
+        keys = [("patient", tie.patient), *(("uid", uid) for uid in tie.uids if tie.patient)]
         edges += [(file, len(files) + nodes.setdefault(key, len(nodes))) for key in keys]
-        patients.append(patient)
+        others += [(file, other) for other in tie.others]
+        patients.append(tie.patient)
         tell(1)
+    edges += [(file, len(files) + nodes["patient", other]) for file, other in others if ("patient", other) in nodes]
     size = len(files) + len(nodes)
     graph = coo_matrix((np.ones(len(edges)), tuple(np.array(edges).T)), shape=(size, size))
     parts: dict[int, Unit] = defaultdict(Unit)
@@ -112,7 +121,7 @@ def _units(task: Task, ties: Ties, data: Path, files: Files, tell: Callable[[int
     for unit in parts.values():
         unit.name = pseudonym.token(task.key, "unit", "\0".join(sorted(unit.patients)))
         unit.settings = task.settings(*sorted(unit.patients))
-        unit.images = pseudonym.token(task.key, "images", json.dumps(list(_looks(data, unit.files))))
+        unit.images = pseudonym.token(task.key, "images", json.dumps(list(_looks(inputs.folder, unit.files))))
     return sorted(parts.values(), key=lambda unit: unit.name)
 
 

@@ -1,8 +1,11 @@
-"""A folder of pictures, class/patient/*.jpg|jpeg|png, to patients. The patient's folder names the person.
+"""A folder of pictures, class/patient/*.jpg|jpeg|png, to patients. The path below the class says whose a picture is
+(`client.intake.whose`): as a rule the patient's folder; flat below the class only where names or the site file say so.
 
-A patient folder that appears under two classes is in doubt (one person or two?), so it is withheld.
+A patient who appears under two classes is in doubt (one person or two?), so it is withheld.
 
-Left out: pictures without a patient folder (no unit of privacy), colour, formats other than JPEG and PNG.
+Grey levels are those of `shared.pictures`. A picture that shows nothing is withheld alone: the patient's others are used.
+
+Left out: pictures that are nobody's (no unit of privacy), colour, formats other than JPEG and PNG.
 """
 
 from __future__ import annotations
@@ -12,43 +15,52 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from client.intake import text, volumes
-from client.intake.inputs import Cut, Found, Inputs
+from client.intake import text, volumes, whose
+from client.intake.inputs import Cut, Found, Inputs, Tie
 from client.rebuild import pseudonym
 from client.rebuild.manifest import Reason, Withheld
 from client.rebuild.redaction import guarded
+from shared import pictures
 from shared.errors import DataError
+from shared.pictures import Levels
 
 ENDINGS = frozenset({".jpg", ".jpeg", ".png"})
+FORMATS = ("JPEG", "PNG")
 LIMIT_PIXELS = 4096 * 4096
+EMPTY = {"not-finite": Reason.PIXEL_FORMAT, "black": Reason.BLACK, "flat": Reason.FLAT}
 
 
-def ties(inputs: Inputs, file: int) -> tuple[str, str]:
+def ties(inputs: Inputs, file: int) -> Tie:
     """The name of a file's patient, empty where it has none; and nothing else."""
-    parts = inputs.parts(file)
-    usable = inputs.paths[file].suffix.lower() in ENDINGS and len(parts) >= 3
-    return parts[1] if usable else "", ""
+    try:
+        return Tie(_person(inputs, file))
+    except Withheld:
+        return Tie()
+
+
+def _person(inputs: Inputs, file: int) -> str:
+    if inputs.paths[file].suffix.lower() not in ENDINGS:
+        raise Withheld(Reason.NOT_AN_IMAGE)
+    return inputs.people.person(inputs.parts(file))
 
 
 def check_classes(inputs: Inputs, classes: Sequence[str]) -> None:
     """Raise DataError when a folder that holds patients' folders is none of the classes."""
-    _labels({inputs.parts(file)[0] for file in inputs.open() if ties(inputs, file)[0]}, classes)
+    _labels({inputs.parts(file)[0] for file in inputs.open() if ties(inputs, file).patient}, classes)
 
 
 def patients(inputs: Inputs, cut: Cut, classes: Sequence[str]) -> Iterator[Found]:
     """Every patient with at least one readable picture; each file of the inputs has its verdict when this ends."""
     people: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for file in inputs.open():
-        parts = inputs.parts(file)
-        if inputs.paths[file].suffix.lower() not in ENDINGS:
-            inputs.give(file, Reason.NOT_AN_IMAGE)
-        elif len(parts) < 3:
-            inputs.give(file, Reason.NO_PATIENT)
-        else:
-            people[parts[1]][parts[0]].append(file)
-            inputs.know(file, patient=pseudonym.pseudonym(inputs.key, "", parts[1]), sop_class="image")
+        try:
+            name = _person(inputs, file)
+        except Withheld as withheld:
+            inputs.give(file, withheld.reason)
+            continue
+        people[name][inputs.parts(file)[0]].append(file)
+        inputs.know(file, patient=pseudonym.pseudonym(inputs.key, "", name), sop_class="image")
     labels = _labels({kind for person in people.values() for kind in person}, classes)
     for name in sorted(people):
         if len(people[name]) > 1:
@@ -56,15 +68,20 @@ def patients(inputs: Inputs, cut: Cut, classes: Sequence[str]) -> Iterator[Found
                 inputs.give(file, Reason.TWO_CLASSES)
             continue
         ((kind, files),) = people[name].items()
-        pictures = {file: picture for file in files if (picture := _picture(inputs, file, cut.size)) is not None}
-        kept = [list(pictures)[index] for index in volumes.evenly(len(pictures), cut.slices)]
-        reason = _text(inputs, kept) if cut.text else Reason.OK
-        for file in pictures:
+        levels = _levels(inputs, files)
+        found = {
+            file: picture
+            for file in sorted(set(files) & set(inputs.open()))
+            if (picture := _picture(inputs, file, levels, cut.size)) is not None
+        }
+        kept = [list(found)[index] for index in volumes.evenly(len(found), cut.slices)]
+        reason = _text(inputs, kept, levels) if cut.text else Reason.OK
+        for file in found:
             inputs.give(file, reason)
         if kept and reason is Reason.OK:
-            x_SHW = np.stack([pictures[file] for file in kept])
+            x_SHW = np.stack([found[file] for file in kept])
             person = pseudonym.pseudonym(inputs.key, "", name)
-            yield Found(person, pseudonym.token(inputs.key, "label", name), labels[kind], x_SHW)
+            yield Found(person, whose.spellings(name), labels[kind], x_SHW)
 
 
 def _labels(kinds: set[str], classes: Sequence[str]) -> dict[str, int]:
@@ -77,30 +94,55 @@ def _labels(kinds: set[str], classes: Sequence[str]) -> dict[str, int]:
     return {kind: classes.index(kind) for kind in kinds}
 
 
-def _picture(inputs: Inputs, file: int, size: int) -> np.ndarray | None:
+def _levels(inputs: Inputs, files: list[int]) -> Levels:
+    """Black and white of what is deeper than 8 bits of one person."""
+    met, levels = pictures.Range(), pictures.BYTES
+    for file in files:
+        try:
+            if guarded(Reason.UNREADABLE, lambda: pictures.deep(inputs.paths[file], formats=FORMATS)):  # noqa: B023
+                met.add(guarded(Reason.UNREADABLE, lambda: _samples(inputs.paths[file])))  # noqa: B023
+                levels = met.levels
+        except Withheld as withheld:
+            inputs.give(file, withheld.reason)
+    return levels
+
+
+def _picture(inputs: Inputs, file: int, levels: Levels, size: int) -> np.ndarray | None:
     try:
-        picture = volumes.square(guarded(Reason.UNREADABLE, lambda: grey(inputs.paths[file])), 1, 1, size)
+        x_HW = guarded(Reason.UNREADABLE, lambda: grey(inputs.paths[file], levels))
+        problem = pictures.problem(x_HW)
+        if problem is not None:
+            raise Withheld(EMPTY[problem])
     except Withheld as withheld:
         inputs.give(file, withheld.reason)
         return None
     inputs.seen(file)
-    return picture
+    return volumes.square(x_HW, 1, 1, size)
 
 
-def _text(inputs: Inputs, kept: list[int]) -> Reason:
+def _text(inputs: Inputs, kept: list[int], levels: Levels) -> Reason:
     """TEXT when a kept picture, in its own size, shows any: then none of this patient's pictures is used."""
     try:
-        text.check(grey(inputs.paths[file]) for file in kept)
+        text.check(grey(inputs.paths[file], levels) for file in kept)
     except Withheld as withheld:
         return withheld.reason
     return Reason.OK
 
 
-def grey(path: Path) -> np.ndarray:
-    """The picture as (H, W) in [0, 255]; comments, EXIF and everything else beside the samples is dropped."""
-    with Image.open(path, formats=("JPEG", "PNG")) as image:
-        if image.width * image.height > LIMIT_PIXELS:
-            raise Withheld(Reason.TOO_LARGE)
-        if image.mode.startswith("I"):  # 16 bits
-            return np.asarray(image, dtype=np.float32) / 257
-        return np.asarray(image.convert("L"), dtype=np.float32)
+def grey(path: Path, levels: Levels | None = None) -> np.ndarray:
+    """The picture as (H, W) in [0, 255]; `levels` of deep samples, none: its own."""
+    x_HW = _samples(path)
+    if x_HW.dtype == np.uint8:
+        return pictures.scaled(x_HW)
+    if levels is None:
+        met = pictures.Range()
+        met.add(x_HW)
+        levels = met.levels
+    return pictures.scaled(x_HW, levels)
+
+
+def _samples(path: Path) -> np.ndarray:
+    try:
+        return pictures.read(path, formats=FORMATS, limit=LIMIT_PIXELS)
+    except pictures.TooLarge:
+        raise Withheld(Reason.TOO_LARGE) from None

@@ -13,6 +13,7 @@ import numpy as np
 
 from client.intake import volumes
 from client.intake.volumes import Scan
+from client.intake.whose import People
 from client.rebuild import pseudonym
 from client.rebuild.manifest import Entry, Reason, Verdict
 
@@ -58,17 +59,37 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Tie:
+    """Who a file's patient is: its verdict may depend on every other file with the same. All of it is patient data.
+
+    patient   the identifier, empty where its verdict depends on no other file's
+    uids      of what belongs to one person alone
+    others    identifiers of further files that are this patient's
+    """
+
+    patient: str = ""
+    uids: tuple[str, ...] = ()
+    others: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class Found:
-    """One patient as read. `identifier`: keyed token of the identifier alone, for labels; `label`: -1 when unknown."""
+    """One patient as read. `identifiers`: as tables of labels may have them, patient data; `label`: -1 when unknown."""
 
     pseudonym: str
-    identifier: str
+    identifiers: frozenset[str] = field(repr=False)
     label: int
     x_SHW: np.ndarray
 
 
 class Inputs:
-    """Files by number, and their entries of the manifest."""
+    """Files by number, and their entries of the manifest.
+
+    people           how the paths of files that are no DICOM say whose they are
+    default_issuer   who issued the identifiers of DICOM headers that name no issuer
+    names            pseudonyms that the patients found in DICOM files may have in other cohorts
+    studies          keyed tokens of the studies of the DICOM files that were read
+    """
 
     def __init__(
         self,
@@ -76,8 +97,14 @@ class Inputs:
         files: list[tuple[Path, Reason | None]],
         key: bytes,
         progress: Callable[[int, int], None] | None = None,
+        *,
+        people: People | None = None,
+        default_issuer: str = "",
     ) -> None:
         self.folder, self.key = folder, key
+        self.people, self.default_issuer = people or People(), default_issuer
+        self.studies: set[str] = set()
+        self.names: set[str] = set()
         self.paths = [path for path, _ in files]
         self._progress = progress
         self._entries = [

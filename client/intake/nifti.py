@@ -1,6 +1,7 @@
-"""NIfTI files to patients: flat (one file, one person), a folder a patient, or BIDS (sub-*/[ses-*/]anat/*).
+"""NIfTI files to patients: BIDS (sub-*/[ses-*/]anat/*, at any depth), a folder a patient, or flat with names that say whose
+(`client.intake.whose`). Folders of derived data are skipped at any depth.
 
-One file of each session folder is used: one whose name says T1 before others, then the largest. NIfTI knows no physics,
+One file of each session is used: one whose name says T1 before others, then the largest. NIfTI knows no physics,
 so this is the one place where a name is read to select; it is never written. Volumes after the first are not used.
 
 Left out: .hdr/.img pairs, sidecar JSON, and everything in the header but shape, type, scaling and affine.
@@ -17,8 +18,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from client.intake import dicom, text, volumes
-from client.intake.inputs import Cut, Found, Inputs
+from client.intake import dicom, text, volumes, whose
+from client.intake.inputs import Cut, Found, Inputs, Tie
 from client.rebuild import pseudonym
 from client.rebuild.manifest import Reason, Withheld
 from client.rebuild.redaction import guarded
@@ -29,28 +30,34 @@ LIMIT_BYTES = 1 << 30  # unpacked
 LABEL_MAP_VALUES = 16  # fewer distinct values than this are a mask, not a scan
 
 
-def ties(inputs: Inputs, file: int) -> tuple[str, str]:
-    """The name of a file's patient, empty where it has none; and nothing else."""
+def ties(inputs: Inputs, file: int) -> Tie:
+    """The name of a file's patient, empty where its path names none; and nothing else."""
+    try:
+        return Tie(_person(inputs, file))
+    except Withheld:
+        return Tie()
+
+
+def _person(inputs: Inputs, file: int) -> str:
     parts = inputs.parts(file)
-    if not parts[-1].lower().endswith(ENDINGS) or parts[0] in DERIVED_FOLDERS:
-        return "", ""
-    return parts[0] if len(parts) > 1 else parts[0][: parts[0].lower().rindex(".nii")], ""
+    if not parts[-1].lower().endswith(ENDINGS):
+        raise Withheld(Reason.NOT_AN_IMAGE)
+    if DERIVED_FOLDERS.intersection(part.lower() for part in parts[:-1]):
+        raise Withheld(Reason.DERIVATIVES)
+    return inputs.people.person(parts)
 
 
 def patients(inputs: Inputs, cut: Cut) -> Iterator[Found]:
     """Every patient with at least one usable volume; each file of the inputs has its verdict when this ends."""
     people: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for file in inputs.open():
-        parts = inputs.parts(file)
-        if not parts[-1].lower().endswith(ENDINGS):
-            inputs.give(file, Reason.NOT_AN_IMAGE)
-        elif parts[0] in DERIVED_FOLDERS:
-            inputs.give(file, Reason.DERIVATIVES)
-        else:
-            name, _ = ties(inputs, file)
-            session = next((part for part in parts[1:-1] if part.startswith("ses-")), "")
-            people[name][session].append(file)
-            inputs.know(file, patient=pseudonym.pseudonym(inputs.key, "", name), sop_class="nifti")
+        try:
+            name = _person(inputs, file)
+        except Withheld as withheld:
+            inputs.give(file, withheld.reason)
+            continue
+        people[name][whose.session(inputs.parts(file))].append(file)
+        inputs.know(file, patient=pseudonym.pseudonym(inputs.key, "", name), sop_class="nifti")
     for name in sorted(people):
         sessions = people[name]
         pictures = [
@@ -60,7 +67,7 @@ def patients(inputs: Inputs, cut: Cut) -> Iterator[Found]:
         usable = [x_SHW for x_SHW in pictures if x_SHW is not None and len(x_SHW)]
         if usable:
             person = pseudonym.pseudonym(inputs.key, "", name)
-            yield Found(person, pseudonym.token(inputs.key, "label", name), -1, np.concatenate(usable))
+            yield Found(person, whose.spellings(name), -1, np.concatenate(usable))
 
 
 def _session(inputs: Inputs, files: list[int], cut: Cut, slices: int) -> np.ndarray | None:

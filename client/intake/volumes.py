@@ -25,6 +25,10 @@ from client.rebuild.redaction import guarded
 FOREGROUND = 0.1  # of the robust range: the threshold of FSL's brain extraction (Smith 2002, section 2.1)
 # Where values mean the same everywhere: tissue begins above, black, white. CT in HU: the brain window, level 40, width 80.
 FIXED: dict[str, tuple[float, float, float] | None] = {"mr": None, "ct": (-300.0, 0.0, 80.0)}
+RULES = {  # in words, for the manifest
+    "mr": "from the 1st to the 99th percentile of the foreground of each volume",
+    "ct": "from 0 to 80 HU",
+}
 USABLE_AREA = 0.25  # of the largest foreground area over the levels
 
 

@@ -4,7 +4,10 @@ A study is read only when every instance that the PACS lists for it has come; el
 studies are used, and the next run asks again. A patient whose images have not changed is not fetched again. When the PACS
 falls silent, the patients who were read before stay as they are, and the others are withheld.
 
-Left out: several patients at a time.
+A study belongs to one person. Patients are read one by one, so two identifiers of the list that have a study in common are not
+joined as in a folder: the first of the list is used, and what the other has is withheld, whether it came today or was kept.
+
+Left out: several patients at a time; further identifiers that a header lists (in a folder they are read).
 """
 
 from __future__ import annotations
@@ -72,13 +75,24 @@ def preview(pacs: Pacs, progress: Callable[[int, int], None] | None = None) -> P
                    sum(len(one.instances) for one in series))  # fmt: skip
 
 
-def pull(pacs: Pacs, task: Task, place: Path, progress: Callable[[int, int], None] | None = None) -> Outcome:
+def pull(
+    pacs: Pacs,
+    task: Task,
+    place: Path,
+    progress: Callable[[int, int], None] | None = None,
+    met: Callable[[list[set[str]]], None] | None = None,
+) -> Outcome:
     """Slices of every wanted patient in `place`, and their verdicts.
+
+    met   told each patient's identifiers before anything is asked; it may raise DataError
 
     Raises DataError, with nothing changed, when the list cannot be read or the PACS does not answer at all.
     """
     patients = wanted.read(pacs.patients)
+    if met is not None:
+        met([{patient} for patient in patients])
     outcome = Outcome(Batch())
+    owner: dict[str, str] = {}  # of a study: the first patient of the list who has it
     store = task.work / "finished"
     with redacted():
         spooled = spool.Spool(task.work, task.key)
@@ -100,6 +114,8 @@ def pull(pacs: Pacs, task: Task, place: Path, progress: Callable[[int, int], Non
                 batch = batch or finished.find(folder, settings)
                 if batch is None:
                     outcome.batch.entries.append(_entry(names[patient], Reason.NOT_REACHED))
+                elif [study for study in batch.studies if owner.setdefault(study, patient) != patient]:
+                    outcome.batch.add(batch.withheld(Reason.SHARED_STUDY))
                 else:
                     outcome.batch.add(batch)
                     finished.copy(folder, place)
@@ -135,7 +151,9 @@ def _one(pacs: Pacs, archive: Archive, task: Task, spooled: spool.Spool, patient
             with spooled.folder(sum(len(one.instances) for one in found), on_disk=on_disk) as room:
                 here = room / folder.name
                 missing = _fetch(pacs, archive, found, here, task.key)
-                files = [(path, _foreign(path, patient, issuers)) for path, _ in reader.files_in(here)]
+                files = [
+                    (path, _foreign(path, patient, issuers, task.default_issuer)) for path, _ in reader.files_in(here)
+                ]
                 batch = task.read(room, files, partial) if files else Batch()
             break
         except spool.NoRoom:
@@ -193,12 +211,12 @@ def _fetch(pacs: Pacs, archive: Archive, found: list[Series], here: Path, key: b
     return missing
 
 
-def _foreign(path: Path, patient: str, issuers: frozenset[str]) -> Reason | None:
+def _foreign(path: Path, patient: str, issuers: frozenset[str], default_issuer: str) -> Reason | None:
     """Why a file is not one of the patient who was asked for; None when it is, or when it cannot be read at all."""
     try:
         header = reader.header(path, IDENTITY)
         is_patient = guarded(Reason.NO_PATIENT, lambda: rules.identifier_of(header)) == patient
-        issuer = guarded(Reason.NO_ISSUER, lambda: rules.issuer_of(header))
+        issuer = guarded(Reason.NO_ISSUER, lambda: rules.issuer_of(header)) or default_issuer
     except Withheld as withheld:
         return withheld.reason
     if not is_patient or (issuers and issuer and issuer not in issuers):

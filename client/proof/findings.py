@@ -48,7 +48,7 @@ RULES = {
 
 OURS = re.compile(
     r"(cohort/|series/)?(2\.25\.[0-9]{1,39}\.dcm|[a-z2-7]{16}\.npz)"
-    r"|(manifest|ledger)\.jsonl|manifest\.seal|report\.html|pseudonym\.key|site\.yaml|cohort|cohort/cohort\.id|reply\.kept"
+    r"|(manifest|ledger)\.jsonl|manifest\.seal|report\.html|pseudonym\.key|site\.yaml|cohort|cohort/cohort\.(id|names)|reply\.kept"
     r"|node|node/node\.key|node/kit\.json"
 )
 

@@ -23,7 +23,7 @@ from PIL import Image
 from client import dataset
 from client.proof import walk
 from client.proof.report_page import PAGE, STYLE
-from client.proof.report_words import OPTIONS, RISKS, ran, statement
+from client.proof.report_words import CURES, OPTIONS, RISKS, counted, ran, statement
 from client.rebuild import manifest
 from client.rebuild.manifest import Reason, Verdict
 from shared.durable import write_bytes
@@ -61,6 +61,7 @@ def render(folder: Path) -> bytes:
             ("refused", f"{verdicts['REFUSED']:,}", "never accepted; not used"),
         ],
         reasons=list(_reasons(found.entries)),
+        counted=counted(found.counts),
         statement=statement(claimed),
         options=[(code, name, code in claimed, meaning) for code, (name, meaning) in OPTIONS.items()],
         ran=ran(claimed, found.header.get("models", {})),
@@ -73,15 +74,16 @@ def render(folder: Path) -> bytes:
     return page.encode()
 
 
-def _reasons(entries: list[manifest.Entry]) -> Iterator[tuple[str, str, int, str]]:
-    """(verdict, reason, files, share) of each reason that occurred, by verdict, most frequent first."""
+def _reasons(entries: list[manifest.Entry]) -> Iterator[tuple[str, str, int, str, str]]:
+    """(verdict, reason, files, share, what to do) of each reason that occurred, by verdict, most frequent first."""
     counts = Counter(entry.reason for entry in entries)
     order = list(Verdict)
     for reason, count in sorted(
         counts.items(), key=lambda item: (order.index(item[0].verdict), -item[1], item[0].code)
     ):
         text = "used" if reason is Reason.OK else reason.text
-        yield reason.verdict.value.lower(), text, count, f"{100 * count / len(entries):.1f} %"
+        share = f"{100 * count / len(entries):.1f} %"
+        yield reason.verdict.value.lower(), text, count, share, CURES.get(reason.code, "")
 
 
 def _pictures(folder: Path) -> tuple[list[np.ndarray], int, str]:

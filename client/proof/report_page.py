@@ -69,14 +69,16 @@ PAGE = """<!doctype html>
   <h2>What became of every file</h2>
   <table>
     <thead><tr><th scope="col">Verdict</th><th scope="col">Reason</th><th scope="col" class="n">Files</th>
-    <th scope="col" class="n">Share</th></tr></thead>
+    <th scope="col" class="n">Share</th><th scope="col">What to do</th></tr></thead>
     <tbody>
-    {% for verdict, reason, count, share in reasons %}
+    {% for verdict, reason, count, share, cure in reasons %}
     <tr><th scope="row">{{ verdict }}</th><td>{{ reason }}</td><td class="n">{{ "{:,}".format(count) }}</td>
-    <td class="n">{{ share }}</td></tr>
+    <td class="n">{{ share }}</td><td>{{ cure }}</td></tr>
     {% endfor %}
     </tbody>
   </table>
+  {% for sentence in counted %}<p>{{ sentence }}</p>
+  {% endfor %}
 </section>
 
 <section>
@@ -128,6 +130,7 @@ PAGE = """<!doctype html>
   <dl class="facts">
     <dt>Software</dt><dd>{{ header.get("software", "not stated") }}</dd>
     <dt>Standard</dt><dd>{{ header.get("edition", "not stated") }}</dd>
+    {% if header.get("scaling") %}<dt>Grey levels</dt><dd>{{ header["scaling"] }}</dd>{% endif %}
     <dt>Allow-list (SHA-256)</dt><dd><code>{{ header.get("table_sha256", "not stated") }}</code></dd>
     <dt>Manifest (last hash)</dt><dd><code>{{ last_hash }}</code></dd>
   </dl>

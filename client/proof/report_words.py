@@ -1,4 +1,4 @@
-"""What the report claims and what it warns of, in words that change only with what ran.
+"""What the report claims, what it warns of and what to do about each reason, in words that change only with what ran.
 
 Sources: option codes and names: DICOM PS3.16, CID 7050; GDPR Article 4(5); EDPB Guidelines 01/2025; linkage of
 skull-stripped scans: arXiv:2602.10043. Engineering statements, not legal advice.
@@ -48,6 +48,102 @@ RISKS = (
         "A clean check is evidence, not proof. Look at the contact sheet and at a sample of whole series before you sign.",
     ),
 )
+
+
+CURES: dict[str, str] = {  # reason code -> what the hospital can do; nothing where that is as it should be
+    "symlink": "copy the file itself into the folder",
+    "not-regular": "nothing: no device or pipe is read",
+    "too-large": "nothing, unless the file is an image: split it by series",
+    "not-dicom": "nothing, unless the file is an image: export it as a DICOM Part 10 file",
+    "dicomdir": "nothing: the images that it lists are read by themselves",
+    "unreadable": "copy or export the file again",
+    "not-an-image": "nothing, unless `format` in the site file is another one than the folder's",
+    "sop-class": "nothing: only images of the site's kind are used",
+    "modality": "nothing, unless `modality` in the site file is wrong",
+    "transfer-syntax": "export the series uncompressed",
+    "colour": "nothing: only grey images are used",
+    "pixel-format": "export the series again with 8 or 16 bits a sample, without NaN",
+    "synthetic": "nothing: only what was acquired from a person is used; if that is wrong, correct Synthetic Data (0008,001C)",
+    "quality-control": "nothing: phantoms are no patients; if that is wrong, correct Quality Control Subject or Image",
+    "animal": "nothing: only people are used; if that is wrong, correct the species and breed in the header",
+    "converted": "export the series from the scanner or the archive, not a picture of it",
+    "truncated": "export the series again",
+    "required": "export the series again with all of its attributes",
+    "no-patient": "say whose the files are: Patient ID in DICOM; else names such as sub-01 or patient01, or `people` in the site "
+    "file: folder, image where each file is another person, or a CSV with the columns file,person",
+    "two-names": "rename the file or its folder, so that both name one person, or set `people` to a CSV with file,person",
+    "no-issuer": "set `default_issuer` in the site file to the issuer of the identifiers that name none",
+    "many-names": "give every study a UID of its own: the tool that exported these copied one",
+    "shared-study": "correct the identifier in the archive, so that the study belongs to one patient",
+    "burned-in": "nothing: text may stand in the picture; if that is wrong, correct Burned In Annotation (0028,0301)",
+    "text": "look at the series; export it without annotations",
+    "derived": "export the original series, not what was computed from it",
+    "localizer": "nothing: localizers are not used",
+    "not-magnitude": "nothing: only magnitude images are used",
+    "mosaic": "export the series as single slices",
+    "not-axial": "nothing, unless an axial series of the study exists",
+    "not-a-head": "nothing: only heads are used",
+    "duplicate": "nothing: it is used once",
+    "two-classes": "move the patient's files into one class folder",
+    "few-slices": "lower `minimum_slices` in the site file, or export the whole series",
+    "geometry": "export the series again, whole and without doubles",
+    "other-volume": "nothing: one volume of a series is used",
+    "ambiguous": "export the volumes of the series apart",
+    "other-series": "nothing: one series of a study is used",
+    "orientation": "write the orientation into the file (sform or qform)",
+    "label-map": "nothing: masks are no scans",
+    "flat": "look at the picture; leave it out, or export it again with its own window",
+    "black": "look at the picture; leave it out, or export it again with its own window",
+    "not-clean": "tell the makers: this should not happen",
+    "derivatives": "nothing: derived data is not used",
+    "incomplete": "run the ingest again",
+    "not-reached": "run the ingest again",
+    "not-found": "nothing, unless the list of patients is wrong",
+    "other-patient": "correct the list of patients or the archive",
+    "not-t1": "nothing, unless faces need not be removed: `face_removal: none`",
+    "coverage": "nothing, unless a series of the whole head exists",
+    "no-brain": "look at the series: is it a head?",
+    "brain-volume": "look at the series: is it a whole head?",
+    "brain-pieces": "look at the series: is it one whole head?",
+    "masks-differ": "look at the series; it cannot be checked that the face is gone",
+    "face-left": "look at the series; it cannot be checked that the face is gone",
+    "brain-low": "look at the series: is it upside down or cut off?",
+    "outside-mask": "tell the makers: this should not happen",
+}
+
+
+def counted(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What was counted beside the verdicts, in sentences: only numbers, never an identifier."""
+    said = []
+    people, labels = counts.get("people", {}), counts.get("labels", {})
+    if people.get("joined"):
+        said.append(
+            f"{_of(people['joined'], 'patient identifier')} of {people['identifiers']} joined to another one: they have a study, a "
+            "series or an image in common, or a header names both, so they are one person."
+        )
+    if people.get("alike"):
+        said.append(
+            f"{people['alike']} of {people['identifiers']} patient identifiers look like one of somebody else but for case, zeros, "
+            "blanks or signs. If they are one person, that person counts as several: correct the identifiers at their source."
+        )
+    if labels:
+        number = labels["matched"] + labels["unmatched"]
+        said.append(
+            f"{labels['matched']} of {number} patient identifiers have a row in the labels table; {labels['surplus']} of its "
+            f"{labels['rows']} rows {'is' if labels['surplus'] == 1 else 'are'} of nobody here."
+        )
+        if labels.get("alike"):
+            said.append(
+                f"{labels['alike']} more would have one, were case, leading zeros, blanks and signs ignored: look whether a "
+                "spreadsheet changed them."
+            )
+        if labels.get("unlabelled"):
+            said.append(f"{_of(labels['unlabelled'], 'patient')} unlabelled.")
+    return said
+
+
+def _of(number: int, what: str) -> str:
+    return f"{number} {what} is" if number == 1 else f"{number} {what}s are"
 
 
 def statement(claimed: set[str]) -> str:

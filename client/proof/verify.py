@@ -34,10 +34,11 @@ PAPERS = r"manifest\.jsonl|manifest\.seal|report\.html"
 WORK_FILES = re.compile(
     PAPERS
     + r"|pseudonym\.key|ledger\.jsonl(\.[a-z0-9-]+)?|site\.yaml|reply\.kept|node/(node\.key(\.[0-9]+)?|kit\.json)"
-    r"|cohort/([a-z2-7]{16}\.npz|cohort\.id)"
+    r"|cohort/([a-z2-7]{16}\.npz|cohort\.(id|names))"
     r"|finished/[0-9a-f]{24}/(manifest\.jsonl|[a-z2-7]{16}\.npz)"
 )
 REBUILT_FILES = re.compile(PAPERS + r"|2\.25\.[0-9]{1,39}\.dcm")
+TABLES = (".csv", ".tsv", ".txt")  # of labels and of people: read, and no input
 FIELDS = {
     "token": r"[0-9a-f]{24}", "file": r"[0-9a-f]{24}", "series": r"[0-9a-f]{24}", "patient": r"[a-z2-7]{16}",
     "sha256": r"[0-9a-f]{64}", "hash": r"[0-9a-f]{64}", "previous": r"[0-9a-f]{64}", "table_sha256": r"[0-9a-f]{64}",
@@ -47,6 +48,9 @@ FIXED = frozenset(
     {reason.text for reason in Reason} | {reason.code for reason in Reason} | {verdict.value for verdict in Verdict}
     | {"header", "file", "totals", "DCM", "image", "nifti", "CT Image", "MR Image", "Enhanced MR Image"}
     | {"Legacy Converted Enhanced MR Image", "Basic Application Confidentiality Profile"}
+    | {"8-bit samples as they are; deeper ones as bytes or fractions where they are such, else from the 0.5 to the 99.5 "
+       "percentile of all pictures of a patient", "from 0 to 80 HU",
+       "from the 1st to the 99th percentile of the foreground of each volume"}
     | {"113100", "113101", "113102", "Clean Pixel Data Option", "Clean Recognizable Visual Features Option"}
 )  # fmt: skip
 
@@ -117,6 +121,9 @@ def _judge(path: Path, name: str, content: bytes, needles: Needles, result: Veri
             pass  # judged later, or the site's and the federation's own, which hold nothing of the data
         case "cohort.id":
             if not re.fullmatch(rb"[0-9a-f]{32}", content):
+                result.add(name, "cohort-file")
+        case "cohort.names":
+            if not re.fullmatch(rb"([a-z2-7]{16}\n)+", content):
                 result.add(name, "cohort-file")
         case "":
             result.add(name, "unexpected-file")
@@ -238,20 +245,20 @@ def about(found: manifest.Manifest) -> dict[str, Any]:
 
 
 def _inputs(found: manifest.Manifest, source: Path, key: bytes | None, result: Verification) -> None:
-    """Every file of the source has its verdict. A table of labels inside the source is no input."""
+    """Every file of the source has its verdict. Tables of labels and of people inside the source are no input."""
     base = source if source.is_dir() else source.parent
     files = [path for path in sorted(base.rglob("*")) if not path.is_dir() or path.is_symlink()]
     files = files if source.is_dir() else [source]
     if key is None:
-        tables = sum(path.suffix.lower() == ".csv" for path in files)
-        if not len(files) - min(tables, 1) <= len(found.entries) <= len(files):
+        tables = sum(path.suffix.lower() in TABLES for path in files)
+        if not len(files) - min(tables, 2) <= len(found.entries) <= len(files):
             result.add("manifest.jsonl", "verdicts")
         result.skipped.append("each input matched with its verdict: no --key given; the files were only counted")
         return
     tokens = {pseudonym.token(key, "file", str(path.relative_to(base))): path for path in files}
     judged = {entry.file for entry in found.entries}
     without = [tokens[token] for token in tokens.keys() - judged]
-    if judged - tokens.keys() or [path for path in without if path.suffix.lower() != ".csv"] or len(without) > 1:
+    if judged - tokens.keys() or [path for path in without if path.suffix.lower() not in TABLES] or len(without) > 2:
         result.add("manifest.jsonl", "verdicts")
     result.ran.append(f"{len(tokens)} inputs matched with their verdicts")
 

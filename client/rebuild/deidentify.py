@@ -36,23 +36,26 @@ META: dict[str, str | bytes | int] = {  # an empty value is filled in
 PREAMBLE = b"De-identified by fedsynth: rebuilt from an allow-list (DICOM PS3.15 2026d, 113100)".ljust(128, b"\0")
 
 
-def rebuild(source: FileDataset, key: bytes, modality: str = "mr") -> Dataset:
+def rebuild(source: FileDataset, key: bytes, modality: str = "mr", patient: str = "") -> Dataset:
     """A new dataset that holds what the allow-list permits of `source`. Raises Withheld with the reason.
 
     source  as read by `client.rebuild.reader.whole`
     key     the site's 32 bytes
     modality  of the site: "mr" or "ct"
+    patient   the person's pseudonym, where other files had a say in who that is; empty: by this header alone
     """
-    return guarded(Reason.UNREADABLE, lambda: _rebuild(source, key, modality))
+    return guarded(Reason.UNREADABLE, lambda: _rebuild(source, key, modality, patient))
 
 
-def _rebuild(source: FileDataset, key: bytes, modality: str) -> Dataset:
+def _rebuild(source: FileDataset, key: bytes, modality: str, patient: str) -> Dataset:
     gates.check(source, modality)
     sop_class = str(source.SOPClassUID)
     _, table = SOP_CLASSES[sop_class]
     result = elements.blank()
     elements.put(result, "SOPClassUID", sop_class)
     rules.apply(table, source, result, key)
+    if patient:
+        elements.put(result, "PatientID", patient)
     if "NumberOfFrames" in result:
         enhanced.apply_groups(source, result, key)
     elif gates.words(source, "NumberOfFrames") not in {(), ("1",)}:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from pydicom.dataset import Dataset
 
-from client.intake import text
+from client.intake import persons, text
 from client.intake.inputs import Inputs
 from client.proof import walk
-from client.rebuild import deidentify, gates, manifest, profile, provenance, pseudonym, reader, rules
+from client.rebuild import deidentify, gates, manifest, profile, provenance, pseudonym, reader
 from client.rebuild.manifest import Entry, Reason, Withheld
 from client.rebuild.redaction import guarded
 from shared.errors import DataError
@@ -35,11 +35,15 @@ def export(
     *,
     text_check: bool = True,
     modality: str = "mr",
+    default_issuer: str = "",
 ) -> list[Entry]:
     """Rebuild every file of `source` (a folder or one file) into `target`; one manifest entry for each.
 
     text_check   look for text in every frame, withhold a series that shows any, and say in files and manifest that it ran
     modality     "mr" or "ct"; files of another one are refused
+    default_issuer  who issued the identifiers that name no issuer
+
+    All headers are read before the first file is written, since one file may say who the patient of another is.
 
     Raises DataError when there is nothing to read, or when `target` lies inside `source`.
     """
@@ -51,6 +55,7 @@ def export(
         raise DataError(f"the input {source} does not exist")
     files = [item for item in reader.listing(folder) if source.is_dir() or item[0] == source]
     inputs = Inputs(folder, files, key, progress)
+    whose = _whose(inputs, default_issuer)
     target.mkdir(parents=True, exist_ok=True, mode=0o700)
     for left in target.glob("2.25.*.partial"):  # of an interrupted run
         left.unlink()
@@ -62,7 +67,8 @@ def export(
     # In the order of the keyed tokens: times and places on the disk then say nothing about the order of the source.
     for file in sorted(inputs.open(), key=lambda number: inputs.entry(number).token):
         try:
-            held[file] = guarded(Reason.UNREADABLE, lambda: _one(inputs, file, target, met, looked, modality))  # noqa: B023
+            person = whose.get(file)
+            held[file] = guarded(Reason.UNREADABLE, lambda: _one(inputs, file, target, met, looked, modality, person))  # noqa: B023
         except Withheld as withheld:
             inputs.give(file, withheld.reason)
             if withheld.reason is Reason.TEXT:
@@ -82,15 +88,24 @@ def export(
 
 
 def _one(
-    inputs: Inputs, file: int, target: Path, met: set[str], shows_text: set[str | None] | None, modality: str
+    inputs: Inputs,
+    file: int,
+    target: Path,
+    met: set[str],
+    shows_text: set[str | None] | None,
+    modality: str,
+    person: str | Reason | None,
 ) -> tuple[Path, str]:
     """Rebuild one file under a temporary name; that and the SHA-256 of what was written.
 
     shows_text   series in which text was seen; none: text is not looked for
+    person       whose it is, or the reason why nobody knows; none: its header names nobody
     """
     source = reader.whole(inputs.paths[file])
     describe(inputs, file, source)
-    rebuilt = deidentify.rebuild(source, inputs.key, modality)
+    rebuilt = deidentify.rebuild(source, inputs.key, modality, person if isinstance(person, str) else "")
+    if isinstance(person, Reason):
+        raise Withheld(person)
     name = str(rebuilt.SOPInstanceUID)
     if name in met:
         raise Withheld(Reason.DUPLICATE)
@@ -119,8 +134,21 @@ def describe(inputs: Inputs, file: int, header: Dataset) -> None:
     if series:
         inputs.know(file, series=pseudonym.token(key, "uid", series))
     inputs.know(file, sop_class=profile.SOP_CLASSES.get("".join(gates.words(header, "SOPClassUID")), (None,))[0])
-    if "".join(gates.words(header, "PatientID")):
-        inputs.know(file, patient=rules.patient_of(header, key))
+
+
+def _whose(inputs: Inputs, default_issuer: str) -> dict[int, str | Reason]:
+    """Of each file whose header names somebody: who that is."""
+    claims = {}
+    for file in inputs.open():
+        try:
+            claims[file] = persons.claim_of(reader.header(inputs.paths[file], persons.WANTED), default_issuer)
+        except Withheld:  # it gets its own reason when its turn comes
+            continue
+    whose = persons.resolve(claims, inputs.key)
+    for file, person in whose.items():
+        if isinstance(person, str):
+            inputs.know(file, patient=person)
+    return whose
 
 
 def within_allow_list(content: bytes) -> bool:

@@ -1,7 +1,8 @@
 """Which instances may be rebuilt at all: decided on the header, before any pixel is decoded.
 
-The kind of object decides first (SOP class), then how the image came to be (Image Type, Conversion Type, Burned In
-Annotation, complex component). Values are compared with fixed words and never repeated. A series description is not read.
+The kind of object decides first (SOP class), then whether a person was scanned at all (Synthetic Data, Quality Control
+Subject and Image, species, breed, strain), then how the image came to be (Image Type, Conversion Type, Burned In Annotation,
+complex component). Values are compared with fixed words and never repeated. A series description is not read.
 
 Left out: text inside the pixels; faces.
 """
@@ -12,6 +13,7 @@ from collections.abc import Iterable
 from functools import cache
 
 from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag, Tag
 
 from client.rebuild.manifest import Reason, Withheld
@@ -36,6 +38,29 @@ DENIED: dict[Reason, frozenset[str]] = {
         | {"PARAMETRIC MAP", "PERFUSION MAP"}
     ),
 }
+
+FLAGS = {  # PS3.3 C.12.1.1.1, C.7.1.1, C.7.6.1: what says yes is refused
+    "SyntheticData": Reason.SYNTHETIC,
+    "QualityControlSubject": Reason.QUALITY_CONTROL,
+    "QualityControlImage": Reason.QUALITY_CONTROL,
+}
+YES = frozenset({"YES", "Y", "TRUE", "T", "1", "BOTH"})
+BRED = ("PatientBreedDescription", "StrainDescription", "PatientSexNeutered")  # PS3.3 C.7.1.1: of an animal alone
+BRED_GROUPS = ("PatientBreedCodeSequence", "BreedRegistrationSequence", "StrainCodeSequence", "StrainStockSequence",
+               "GeneticModificationsSequence")  # fmt: skip
+HUMAN = frozenset({"HUMAN", "HOMO SAPIENS", "HOMO SAPIENS SAPIENS", "MAN", "MENSCH", "HUMAIN", "HUMANO", "UMANO"})
+HUMAN_CODES = frozenset({("337915000", "SCT"), ("L-85B00", "SRT"), ("L-85B00", "SNM3")})  # PS3.16, CID 7454
+SYNTHESIZER = ("109100", "DCM")  # PS3.16, CID 7005: purpose of contributing equipment
+SUBJECT = frozenset(
+    {
+        *FLAGS,
+        *BRED,
+        *BRED_GROUPS,
+        "PatientSpeciesDescription",
+        "PatientSpeciesCodeSequence",
+        "ContributingEquipmentSequence",
+    }
+)
 
 
 @cache
@@ -67,6 +92,8 @@ def check(source: Dataset, modality: str = "mr") -> str:
     name, _ = SOP_CLASSES[sop_class]
     if sop_class not in MODALITIES[modality] or words(source, "Modality") != (modality.upper(),):
         raise Withheld(Reason.MODALITY)
+    for place in (source, *_converted(source)):
+        check_subject(place)
     if modality == "ct" and words(source, "RescaleType") not in {(), ("HU",)}:
         raise Withheld(Reason.PIXEL_FORMAT)
     if words(source, "SamplesPerPixel") not in {(), ("1",)} or not set(words(source, "PhotometricInterpretation")) <= {
@@ -83,6 +110,45 @@ def check(source: Dataset, modality: str = "mr") -> str:
     if not "".join(words(source, "PatientID")):
         raise Withheld(Reason.NO_PATIENT)
     return name
+
+
+def check_subject(source: Dataset) -> None:
+    """Only what was acquired, and of a person."""
+    for keyword, reason in FLAGS.items():
+        if YES.intersection(words(source, keyword)):
+            raise Withheld(reason)
+    if any(
+        SYNTHESIZER in _codes(item, "PurposeOfReferenceCodeSequence")
+        for item in _items(source, "ContributingEquipmentSequence")
+    ):
+        raise Withheld(Reason.SYNTHETIC)
+    species = set(words(source, "PatientSpeciesDescription")) <= HUMAN
+    species = species and _codes(source, "PatientSpeciesCodeSequence") <= HUMAN_CODES
+    if not species or any(words(source, name) for name in BRED) or any(_items(source, name) for name in BRED_GROUPS):
+        raise Withheld(Reason.ANIMAL)
+
+
+def _converted(source: Dataset) -> list[Dataset]:
+    """What a conversion to many frames could not place: items inside the groups of the frames."""
+    return [
+        item
+        for which in ("Shared", "PerFrame")
+        for group in _items(source, f"{which}FunctionalGroupsSequence")
+        for item in _items(group, f"Unassigned{which}ConvertedAttributesSequence")
+    ]
+
+
+def _items(source: Dataset, keyword: str) -> list[Dataset]:
+    element = source.get(tag_of(keyword))
+    value = element.value if element is not None else None
+    return [item for item in value if isinstance(item, Dataset)] if isinstance(value, Sequence) else []
+
+
+def _codes(source: Dataset, keyword: str) -> set[tuple[str, str]]:
+    return {
+        ("".join(words(item, "CodeValue")), "".join(words(item, "CodingSchemeDesignator")))
+        for item in _items(source, keyword)
+    }
 
 
 def check_type(image_type: tuple[str, ...]) -> None:

@@ -51,11 +51,17 @@ class Reason(Enum):
     TRANSFER_SYNTAX = (Verdict.REFUSED, "transfer syntax that cannot be decoded")
     COLOUR = (Verdict.REFUSED, "not a single-channel grey image")
     PIXEL_FORMAT = (Verdict.REFUSED, "pixel format outside the table")
+    SYNTHETIC = (Verdict.REFUSED, "synthetic data, not acquired from a person")
+    QUALITY_CONTROL = (Verdict.REFUSED, "a phantom or a quality control image, not a person")
+    ANIMAL = (Verdict.REFUSED, "an animal, or a subject whose species is not said to be human")
     CONVERTED = (Verdict.REFUSED, "scanned, digitised or captured from a screen")
     TRUNCATED = (Verdict.QUARANTINED, "fewer pixel bytes than the header says")
     REQUIRED = (Verdict.QUARANTINED, "a required attribute is missing, repeated or out of range")
     NO_PATIENT = (Verdict.QUARANTINED, "no patient identifier; it cannot be grouped by patient")
-    NO_ISSUER = (Verdict.QUARANTINED, "no issuer, while the same patient identifier has one in another file")
+    TWO_NAMES = (Verdict.QUARANTINED, "the path names two people")
+    NO_ISSUER = (Verdict.QUARANTINED, "no issuer, while other files name several for the same patient identifier")
+    MANY_NAMES = (Verdict.QUARANTINED, "more patient identifiers in one study than one person can have")
+    SHARED_STUDY = (Verdict.QUARANTINED, "a study of this patient belongs to another wanted identifier as well")
     BURNED_IN = (Verdict.QUARANTINED, "text may be burned into the pixels")
     TEXT = (Verdict.QUARANTINED, "text was seen in the pixels of the series")
     DERIVED = (Verdict.QUARANTINED, "derived or secondary, not as acquired")
@@ -73,6 +79,8 @@ class Reason(Enum):
     OTHER_SERIES = (Verdict.QUARANTINED, "another series of the same study was chosen")
     ORIENTATION = (Verdict.QUARANTINED, "orientation is not stated")
     LABEL_MAP = (Verdict.QUARANTINED, "a mask or label map, or without contrast")
+    FLAT = (Verdict.QUARANTINED, "a picture without contrast: all of it is nearly one grey")
+    BLACK = (Verdict.QUARANTINED, "a picture that is nearly black")
     NOT_CLEAN = (Verdict.QUARANTINED, "what was written did not pass its own check")
     DERIVATIVES = (Verdict.QUARANTINED, "inside a folder of derived data")
     INCOMPLETE = (Verdict.QUARANTINED, "a study that the PACS did not deliver whole; asked for again next time")
@@ -135,22 +143,32 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest whose chain holds. `last_hash` stands for all of it."""
+    """A manifest whose chain holds. `last_hash` stands for all of it; `counts`: what else was counted, by subject."""
 
     header: dict[str, Any]
     entries: list[Entry]
     last_hash: str
+    counts: dict[str, dict[str, int]]
 
 
-def write(entries: Iterable[Entry], path: Path, header: Mapping[str, Any] | None = None) -> str:
+def write(
+    entries: Iterable[Entry],
+    path: Path,
+    header: Mapping[str, Any] | None = None,
+    counts: Mapping[str, Mapping[str, int]] | None = None,
+) -> str:
     """Write header, one line for each entry in the order of their tokens, and totals; under a temporary name first.
+
+    counts   what else is known of the input as a whole, by subject: it stands beside the totals
 
     Returns the last hash, which stands for the whole file.
     """
     ordered = sorted(entries, key=lambda entry: (entry.token, entry.file or ""))
     bodies: list[dict[str, Any]] = [{"kind": "header", **(header or {})}]
     bodies += [{"kind": "file", **asdict(entry), **_words(entry.reason)} for entry in ordered]
-    bodies.append({"kind": "totals", **_totals(ordered)})
+    bodies.append(
+        {"kind": "totals", **_totals(ordered), "counts": {name: dict(of) for name, of in (counts or {}).items()}}
+    )
     lines: list[bytes] = []
     before: chain.Record | None = None
     for body in bodies:
@@ -191,7 +209,7 @@ def load(path: Path) -> Manifest:
     if {key: last.get(key) for key in _totals(entries)} != _totals(entries):
         raise DataError(f"the manifest: its counts do not add up; {REMEDY}")
     header = {key: value for key, value in lines[0].items() if key not in CHAIN}
-    return Manifest(header, entries, str(last["hash"]))
+    return Manifest(header, entries, str(last["hash"]), dict(last.get("counts") or {}))
 
 
 def _entry(number: int, line: Mapping[str, Any]) -> Entry:

@@ -12,7 +12,7 @@ import io
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,11 +54,11 @@ def _unfit(path: Path) -> Reason | None:
     return Reason.TOO_LARGE if status.st_size > LIMIT_BYTES else None
 
 
-def listing(folder: Path, ignore: Path | None = None) -> list[tuple[Path, Reason | None]]:
-    """`files_in` as a list; DataError when the folder is missing or holds no file. `ignore`: a file that is not input."""
+def listing(folder: Path, ignore: Collection[Path] = ()) -> list[tuple[Path, Reason | None]]:
+    """`files_in` as a list; DataError when the folder is missing or holds no file. `ignore`: files that are not input."""
     if not folder.is_dir():
         raise DataError(f"the data folder {folder} does not exist; set `data` in the site file")
-    found = [item for item in files_in(folder) if ignore is None or item[0] != ignore]
+    found = [item for item in files_in(folder) if item[0] not in ignore]
     if not found:
         raise DataError(f"the data folder {folder} holds no files; set `data` in the site file")
     return found

@@ -35,7 +35,7 @@ def apply(table: Iterable[Rule], source: Dataset, result: Dataset, key: bytes) -
 
 
 def patient_of(source: Dataset, key: bytes) -> str:
-    """The pseudonym of the header's patient: keyed by issuer and identifier."""
+    """The pseudonym of the header's patient by this header alone: keyed by issuer and identifier (see `client.intake.persons`)."""
     return pseudonym.pseudonym(key, issuer_of(source), identifier_of(source))
 
 
@@ -79,7 +79,7 @@ def value_of(rule: Rule, source: Dataset, key: bytes) -> Any:  # noqa: PLR0911  
 
 def numbers(rule: Rule, source: Dataset) -> list[float] | None:
     """`rule.count` finite numbers inside the range, rounded; None otherwise."""
-    given = _values(source, rule.keyword)
+    given = texts(source, rule.keyword)
     if len(given) != rule.count:
         return None
     try:
@@ -113,13 +113,13 @@ def _constant(rule: Rule) -> Any:
 
 def _one(source: Dataset, keyword: str) -> str:
     """A single identifier without padding; empty when absent. Several are in doubt."""
-    given = [text for value in _values(source, keyword) if (text := value.strip(" \0"))]
+    given = [text for value in texts(source, keyword) if (text := value.strip(" \0"))]
     if len(given) > 1:
         raise Withheld(Reason.REQUIRED)
     return given[0] if given else ""
 
 
-def _values(source: Dataset, keyword: str) -> list[str]:
+def texts(source: Dataset, keyword: str) -> list[str]:
     """The values as text, however they were stored; none when the attribute is absent or cannot be converted."""
     try:
         element = source.get(gates.tag_of(keyword))

@@ -165,6 +165,12 @@ def _notes(a: Gallery, b: Gallery, found: list[int], sides: list[int], pixels: i
             notes.append(f"{len(used.x_NHW)} of {total} {name} images were used.")
         if used.unreadable:
             notes.append(f"{used.unreadable} {name} file(s) could not be read and are left out.")
+        if used.not_finite:
+            notes.append(
+                f"{used.not_finite} {name} image(s) hold pixels that are no numbers and are left out: figures flatter the set."
+            )
+        if used.empty:
+            notes.append(f"{used.empty} {name} image(s) are nearly black or flat; they are counted like the others.")
     n = np.unique(a.patient_N).size
     if n < 20:
         notes.append(f"{n} real patients are few: floors and intervals are rough.")

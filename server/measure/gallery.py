@@ -7,8 +7,11 @@ A set is one of
   a folder of DICOM              the patient is the PatientID; every frame is an image
   an NPZ file or a folder of it  `x_NHW` with `patient_N` and `label_N` where there are, or `x` (one patient a file)
 
-An image is made 8 bit grey (DICOM by its window, 16 bit by its 0.5 to 99.5 percentiles), padded to a square with black, and
-resized once, bilinear with antialiasing. Who is who stays inside: neither patients nor file names are ever printed.
+An image is made 8 bit grey: DICOM by its window, everything else by `shared.pictures`, the rule by which hospitals ingest
+pictures; samples deeper than 8 bits share one scale within a patient, or within the set where no patients are known. Then it is
+padded to a square with black, and resized once, bilinear with antialiasing. Pixels that are no numbers (NaN) make an image
+unusable: it is left out and counted. Black and flat images are counted and kept: whoever draws them is judged by them. Who is
+who stays inside: neither patients nor file names are ever printed.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ import numpy as np
 import pydicom
 from PIL import Image
 
+from shared import pictures
 from shared.errors import DataError
+from shared.pictures import Levels
 
 PICTURES = {".png", ".jpg", ".jpeg"}
 SMALLEST, LARGEST = 16, 256  # pixels a side at which sets are compared
@@ -45,7 +50,8 @@ class Gallery:
     """Images that were read: x_NHW (N, S, S) uint8, patient_N and label_N (N,) int, and how it went.
 
     patients_known   whether patient_N is people; otherwise every image counts as one of its own
-    found            images in the folder, of which `unreadable` could not be read
+    found            images in the folder, of which `unreadable` could not be read, and `not_finite` hold pixels that are no numbers
+    empty            of those in x_NHW, how many are nearly black or flat
     """
 
     x_NHW: np.ndarray
@@ -55,6 +61,8 @@ class Gallery:
     patients_known: bool
     found: int
     unreadable: int
+    not_finite: int = 0
+    empty: int = 0
 
 
 def survey(source: Path, patients: str = "auto") -> list[Entry]:
@@ -110,7 +118,7 @@ def choose(entries: Sequence[Entry], limit: int, seed: int) -> list[Entry]:
 def side(entries: Sequence[Entry]) -> int:
     """The middle of the longer sides of (a few of) a set's images, in pixels; DataError where none can be read."""
     few = [entries[i] for i in np.linspace(0, len(entries) - 1, min(25, len(entries))).astype(int)]
-    sides = [max(x.shape) for x in (read(entry) for entry in few) if x is not None]
+    sides = [max(found[0].shape) for found in (_samples(entry) for entry in few) if found is not None]
     if not sides:
         raise DataError("none of the images can be read as grey images")
     return int(np.median(sides))
@@ -120,9 +128,18 @@ def load(entries: Sequence[Entry], size: int, progress: Callable[[int, int], Non
     """Read images at `size` pixels a side. What cannot be read is counted; DataError where nothing can."""
     images: list[np.ndarray] = []
     kept: list[Entry] = []
+    unreadable = not_finite = empty = 0
+    scales = _scales(entries)
     for i, entry in enumerate(entries):
-        x_HW = read(entry)
-        if x_HW is not None:
+        found = _samples(entry)
+        if found is None:
+            unreadable += 1
+        elif not np.isfinite(found[0]).all():
+            not_finite += 1
+        else:
+            x_HW, window = found
+            x_HW = _grey(x_HW, window or scales.get(entry.patient))
+            empty += pictures.problem(x_HW) is not None
             images.append(_fit(x_HW, size))
             kept.append(entry)
         if progress:
@@ -139,7 +156,9 @@ def load(entries: Sequence[Entry], size: int, progress: Callable[[int, int], Non
         classes,
         known,
         len(entries),
-        len(entries) - len(kept),
+        unreadable,
+        not_finite,
+        empty,
     )
 
 
@@ -222,30 +241,62 @@ def _with_patients(entries: list[Entry], source: Path, patients: str) -> list[En
 
 
 def read(entry: Entry) -> np.ndarray | None:
-    """One image (H, W) uint8, or none where it cannot be read as a grey image."""
+    """One image (H, W) uint8 by itself, or none where it cannot be read as a grey image."""
+    found = _samples(entry)
+    if found is None or not np.isfinite(found[0]).all():
+        return None
+    return _grey(*found)
+
+
+def _scales(entries: Iterable[Entry]) -> dict[str | None, Levels]:
+    """Black and white of what is deeper than 8 bits and has no window, by patient; under none: of whoever is not known."""
+    met: dict[str | None, pictures.Range] = {}
+    for entry in entries:
+        found = _samples(entry)
+        if found is not None and found[1] is None and found[0].dtype != np.uint8 and np.isfinite(found[0]).all():
+            met.setdefault(entry.patient, pictures.Range()).add(found[0])
+    return {patient: one.levels for patient, one in met.items()}
+
+
+def _grey(x_HW: np.ndarray, levels: Levels | None) -> np.ndarray:
+    """(H, W) uint8. levels: none: bytes as they are, everything else by its own range."""
+    if x_HW.dtype == np.uint8 and levels is None:
+        return x_HW
+    if levels is None:
+        met = pictures.Range()
+        met.add(x_HW)
+        levels = met.levels
+    return np.asarray(pictures.scaled(x_HW, pictures.BYTES if x_HW.dtype == np.uint8 else levels).round(), np.uint8)
+
+
+def _samples(entry: Entry) -> tuple[np.ndarray, Levels | None] | None:
+    """The samples (H, W), and the window that the file itself states; none where it cannot be read as a grey image."""
     try:
         if entry.path.suffix.lower() in PICTURES:
-            with Image.open(entry.path) as picture:
-                deep = picture.mode.startswith(("I", "F"))
-                return _window(np.asarray(picture, np.float64)) if deep else np.asarray(picture.convert("L"))
+            return pictures.read(entry.path), None
         if entry.path.suffix.lower() == ".npz":
-            return _row(entry)
-        d = pydicom.dcmread(entry.path)
-        x = d.pixel_array
-        if int(d.SamplesPerPixel) != 1:
-            return None
-        x_HW = (x[entry.frame] if x.ndim == 3 else x) * float(d.get("RescaleSlope") or 1) + float(
-            d.get("RescaleIntercept") or 0
-        )
-        if d.get("PhotometricInterpretation") == "MONOCHROME1":
-            x_HW = -x_HW
-        elif d.get("WindowWidth") not in (None, ""):
-            centre, width = (float(np.atleast_1d(d[k].value)[0]) for k in ("WindowCenter", "WindowWidth"))
-            low, high = centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2  # PS3.3 C.11.2.1.2
-            return _window(x_HW, low, high)
-        return _window(x_HW)
+            return _row(entry), None
+        return _frame(entry)
     except Exception:  # noqa: BLE001 - decoders raise whatever they like, and their words may quote the file
         return None
+
+
+def _frame(entry: Entry) -> tuple[np.ndarray, Levels | None] | None:
+    d = pydicom.dcmread(entry.path)
+    x = d.pixel_array
+    if int(d.SamplesPerPixel) != 1:
+        return None
+    x_HW = x[entry.frame] if x.ndim == 3 else x
+    if d.get("PhotometricInterpretation") == "MONOCHROME1":  # white is the lowest value
+        return (1 << int(d.BitsStored)) - 1 - x_HW.astype(np.int64), None
+    slope, intercept = float(d.get("RescaleSlope") or 1), float(d.get("RescaleIntercept") or 0)
+    if (slope, intercept) != (1, 0):
+        x_HW = x_HW * slope + intercept
+    if d.get("WindowWidth") in (None, ""):
+        return x_HW, None
+    centre, width = (float(np.atleast_1d(d[k].value)[0]) for k in ("WindowCenter", "WindowWidth"))
+    low, high = centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2  # PS3.3 C.11.2.1.2
+    return x_HW.astype(np.float64), (low, max(high, low + 1e-9))
 
 
 _OPEN: dict[Path, np.ndarray] = {}  # the last NPZ file: its images are read one after the other
@@ -256,15 +307,7 @@ def _row(entry: Entry) -> np.ndarray:
         _OPEN.clear()
         with entry.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             _OPEN[entry.path] = arrays["x_NHW" if "x_NHW" in arrays else "x"]
-    x_HW = _OPEN[entry.path][entry.frame]
-    return x_HW if x_HW.dtype == np.uint8 else _window(x_HW.astype(np.float64))
-
-
-def _window(x_HW: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
-    if low is None or high is None:
-        low, high = np.quantile(x_HW, [0.005, 0.995])
-    scaled = np.clip((x_HW - low) / max(high - low, 1e-9) * 255, 0, 255)
-    return np.asarray(scaled.round(), np.uint8)
+    return np.asarray(_OPEN[entry.path][entry.frame])
 
 
 def _fit(x_HW: np.ndarray, size: int) -> np.ndarray:
