@@ -32,7 +32,7 @@ from client.answers import Answers
 from client.dataset import Facts
 from privacy import statistics
 from privacy.ledger import Drawn, Mark
-from shared import messages, weights
+from shared import messages, weights, wire
 from shared.config import Experiment, Site
 from shared.errors import MessageError, PolicyError, WeightsError
 from shared.messages import TrainReply, Verdict
@@ -51,7 +51,7 @@ class Round:
     request: str
 
     @property
-    def shapes(self) -> messages.Shapes:
+    def shapes(self) -> wire.Shapes:
         return shapes(self.received)
 
 
@@ -69,7 +69,7 @@ def round_of(content: RecordDict, site: Site) -> Round:
     """Open a request and hold it against the site's file. Raises MessageError, PolicyError or ConfigError."""
     experiment, number, noise_multiplier, arrays = messages.unpack_request(content)
     policy.check(site, experiment, noise_multiplier)
-    received = messages.tensors(arrays, _expected(site, experiment), "the request's arrays")
+    received = wire.tensors(arrays, _expected(site, experiment), "the request's arrays")
     policy.check_weights(site, received)
     figures = statistics.asked(experiment.privacy.statistics, number)
     return Round(experiment, number, noise_multiplier, received, figures, messages.request_id(content))
@@ -81,7 +81,7 @@ def question_of(content: RecordDict, site: Site) -> Question:
         raise PolicyError(f"{site.name} does not judge releases (`release_checks`)", word="answers")
     experiment, arrays, images = messages.unpack_proposal(content)
     policy.check(site, experiment)
-    received = messages.tensors(arrays, _expected(site, experiment), "the proposal's arrays")
+    received = wire.tensors(arrays, _expected(site, experiment), "the proposal's arrays")
     policy.check_weights(site, received)
     digest = hashlib.sha256(experiment.model_dump_json().encode())
     for record in (arrays, content["images"]):
@@ -126,7 +126,7 @@ def model_of(experiment: Experiment, received: dict[str, Tensor]) -> Model:
     return model
 
 
-def _expected(site: Site, experiment: Experiment) -> messages.Shapes:
+def _expected(site: Site, experiment: Experiment) -> wire.Shapes:
     """Names and shapes of the tensors that may travel: a function of the settings, for which no weights are read."""
     try:
         labels = weights.labels_of(experiment.base, experiment.network, experiment.classes)

@@ -25,7 +25,7 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import admission, dataset, figures, policy, proposal, replies
+from client import admission, budget, dataset, figures, policy, proposal, replies
 from client.answers import Answers
 from client.dataset import Patient
 from client.train import train
@@ -116,14 +116,13 @@ def _randomness(context: Context, site: str, content: RecordDict) -> AbstractCon
 
 def _round(content: RecordDict, site: Site, work: Path, run: str, *, charged: bool) -> messages.TrainReply:
     asked = admission.round_of(content, site)
-    epsilon = math.inf  # where the node has charged, it says what is on record
-    ledger = (0, "")
+    epsilon, ledger = math.inf, (0, "")  # where the node has charged, it says what is on record
     if not charged:
         found = admission.spend(asked, site, work, run)
+        ledger = budget.end(site, work)
         if isinstance(found, messages.TrainReply):
-            return found
-        drawn, _ = found
-        epsilon, ledger = drawn.epsilon, (drawn.mark.records, drawn.mark.hash)
+            return dataclasses.replace(found, ledger=ledger)
+        epsilon = found[0].epsilon
     # From here on the round is paid for, and nothing that depends on a patient may keep it from being answered
     update, told = _computed(asked, site, work)
     reply = messages.TrainReply(

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from client import dataset, policy
 from client.dataset import LEDGER_FILE, Facts
-from privacy import statistics
+from privacy import high_water, statistics
 from privacy.accounting import Event
-from privacy.ledger import Drawn, Ledger, Mark, Plan, delta_of
+from privacy.ledger import Drawn, Ledger, Mark, Plan, delta_of, verify
 from shared.config import Experiment, Site
 
 DECIDES = {"name", "classes", "base", "network", "training", "privacy"}  # of an experiment: what its noise protects
@@ -70,3 +70,9 @@ def charge(
         members=facts.members,
         told_delta=experiment.privacy.delta,
     )
+
+
+def end(site: Site, work: Path) -> tuple[int, str]:
+    """How many records the ledger holds now, and the hash of the last, which goes with every update."""
+    mark = high_water.now(verify(dataset.records(site, work) / LEDGER_FILE))
+    return mark.records, mark.hash

@@ -85,7 +85,7 @@ def facts_path(work: Path) -> Path:
 def register(site: Site, work: Path, *, image_size: int, classes: Sequence[str]) -> Facts:
     """Write down the facts of the finished cohort of `work`, and the list of its members beside the ledger.
 
-    Whoever has several identifiers is on the list by each, so that another cohort that knows the person by one of them shares a patient.
+    Whoever has several identifiers is on the list by each: another cohort that knows the person by one of them shares a patient.
     """
     folder, mine = work / "cohort", records(site, work)
     names = sorted(path.stem for path in folder.glob("*.npz"))

@@ -43,7 +43,7 @@ from server.aggregate import ServerOptimizer, Tensors, aggregator
 from server.asking import POLL_S, Answer, Names, ask
 from server.events import Events
 from server.ledgers import Ledgers, Shown
-from shared import messages
+from shared import messages, wire
 from shared.config import Experiment
 from shared.errors import FederationError, MessageError
 
@@ -62,7 +62,7 @@ class Round:
     """
 
     number: int
-    shapes: messages.Shapes
+    shapes: wire.Shapes
     request: str
     ledgers: Mapping[str, Shown]
 

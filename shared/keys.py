@@ -30,10 +30,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import Field
 
-from shared.config import SiteName, validate
+from shared.config import validate
 from shared.durable import sync_folder, write_new
 from shared.errors import FederationError
 from shared.record import Record
+from shared.site import SiteName
 
 Address = Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):\d{1,5}$")]
 WARN_DAYS = 30

@@ -24,7 +24,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
@@ -32,16 +31,11 @@ from shared.config import SITE_NAME, Experiment, validate
 from shared.errors import MessageError
 from shared.refusals import SETTINGS, WORDS
 from shared.refusals import Refusal as Refusal  # noqa: PLC0414 - callers have one place for messages
+from shared.wire import Shapes, arrays_in, config_of, count, decoded, only, tensors, vector
 
-Shapes = Mapping[str, tuple[int, ...]]
-VECTOR = "tensors"
 BASE_NAME = r"[a-z0-9][a-z0-9-]{0,39}"
 REQUEST = {"experiment", "round", "noise-multiplier"}
-HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00(..)(\{[ -|]{1,200}\}) *\n", re.DOTALL
-)  # of an array's bytes, as numpy writes it
 LEDGER = re.compile(r"0:|([1-9][0-9]{0,8}):([0-9a-f]{64})")
-LONGEST = 300  # characters of a stranger's words
 
 
 @dataclass(frozen=True)
@@ -107,7 +101,7 @@ def pack_proposal(proposal: Proposal) -> RecordDict:
     }
     return RecordDict(
         {
-            "arrays": _record(proposal.tensors),
+            "arrays": vector(proposal.tensors),
             "images": ArrayRecord({name: Array(np.ascontiguousarray(x)) for name, x in images.items()}),
             "config": ConfigRecord({"experiment": proposal.experiment.model_dump_json()}),
         }
@@ -116,13 +110,13 @@ def pack_proposal(proposal: Proposal) -> RecordDict:
 
 def unpack_proposal(content: RecordDict) -> tuple[Experiment, ArrayRecord, dict[str, np.ndarray]]:
     """Settings, tensors still unchecked (their shapes follow from the settings), and the images, checked."""
-    _only(content, {"arrays", "images", "config"}, "the proposal")
-    experiment = _experiment(_config(content, {"experiment"}), "the proposal")
+    only(content, {"arrays", "images", "config"}, "the proposal")
+    experiment = _experiment(config_of(content, {"experiment"}), "the proposal")
     record = content["images"]
     if not isinstance(record, ArrayRecord):
         raise MessageError("the proposal has no images")
-    _only(record, {"proposed", "heldout", "heldout-patient", "heldout-label"}, "the proposal's images")
-    size, counts = experiment.network.image_size, [_count(record[name]) for name in ("proposed", "heldout")]
+    only(record, {"proposed", "heldout", "heldout-patient", "heldout-label"}, "the proposal's images")
+    size, counts = experiment.network.image_size, [count(record[name]) for name in ("proposed", "heldout")]
     kinds = {
         "proposed": ("uint8", (counts[0], size, size)),
         "heldout": ("uint8", (counts[1], size, size)),
@@ -130,7 +124,7 @@ def unpack_proposal(content: RecordDict) -> tuple[Experiment, ArrayRecord, dict[
         "heldout-label": ("int64", (counts[1],)),
     }
     images = {name: decoded(record[name], *kind, f"the proposal's `{name}`") for name, kind in kinds.items()}
-    return experiment, _arrays(content), images
+    return experiment, arrays_in(content), images
 
 
 def pack_verdict(verdict: Verdict) -> RecordDict:
@@ -139,11 +133,11 @@ def pack_verdict(verdict: Verdict) -> RecordDict:
 
 def unpack_verdict(content: RecordDict) -> Verdict | Refusal:
     """A site's bit, or its refusal to say."""
-    _only(content, {"config"}, "the verdict")
+    only(content, {"config"}, "the verdict")
     config = content["config"]
     if isinstance(config, ConfigRecord) and "refused" in config:
         return _refusal(content)
-    config = _config(content, {"site", "passed"})
+    config = config_of(content, {"site", "passed"})
     if not isinstance(config["passed"], bool):
         raise MessageError("the verdict is neither yes nor no")
     return Verdict(_site(config), config["passed"])
@@ -157,12 +151,12 @@ def pack_request(request: TrainRequest) -> RecordDict:
             "noise-multiplier": request.noise_multiplier,
         }
     )
-    return RecordDict({"arrays": _record(request.tensors), "config": config})
+    return RecordDict({"arrays": vector(request.tensors), "config": config})
 
 
 def request_id(content: RecordDict) -> str:
     """SHA-256 of everything that a request says: settings, round, noise, and the tensors' names, kinds, shapes and bytes."""
-    config, arrays = _config(content, REQUEST), _arrays(content)
+    config, arrays = config_of(content, REQUEST), arrays_in(content)
     said = [str(config["experiment"]), config["round"], float(str(config["noise-multiplier"])).hex()]
     digest = hashlib.sha256(json.dumps(said).encode())
     for name in sorted(arrays):
@@ -174,22 +168,22 @@ def request_id(content: RecordDict) -> str:
 
 def unpack_request(content: RecordDict) -> tuple[Experiment, int, float, ArrayRecord]:
     """The settings of a request and its arrays, still unchecked: their shapes follow from the settings."""
-    _only(content, {"arrays", "config"}, "the request")
-    config = _config(content, REQUEST)
+    only(content, {"arrays", "config"}, "the request")
+    config = config_of(content, REQUEST)
     experiment = _experiment(config, "the request")
     number, noise = config["round"], config["noise-multiplier"]
     if type(number) is not int or not 1 <= number <= experiment.training.rounds:
         raise MessageError(f"the request is for round {number}, the experiment has {experiment.training.rounds}")
     if not isinstance(noise, float) or not math.isfinite(noise) or noise < 0:
         raise MessageError(f"the request's noise multiplier is {noise}, it must be finite and not negative")
-    return experiment, number, noise, _arrays(content)
+    return experiment, number, noise, arrays_in(content)
 
 
 def pack_reply(reply: TrainReply) -> RecordDict:
     records, last = reply.ledger
     return RecordDict(
         {
-            "arrays": _record(reply.update),
+            "arrays": vector(reply.update),
             "metrics": MetricRecord({"epsilon": reply.epsilon, "steps": reply.steps, **reply.statistics}),
             "config": ConfigRecord({"site": reply.site, "request": reply.request, "ledger": f"{records}:{last}"}),
         }
@@ -205,8 +199,8 @@ def unpack_reply(content: RecordDict, shapes: Shapes, statistics: Collection[str
     """Check a reply against the shapes and the figures that were asked for; MessageError names the first thing that is wrong."""
     if set(content.keys()) == {"config"}:
         return _refusal(content)
-    _only(content, {"arrays", "metrics", "config"}, "the reply")
-    config = _config(content, {"site", "request", "ledger"})
+    only(content, {"arrays", "metrics", "config"}, "the reply")
+    config = config_of(content, {"site", "request", "ledger"})
     request, said = config["request"], config["ledger"]
     if not isinstance(request, str):
         raise MessageError("the reply does not say what it answers")
@@ -215,7 +209,7 @@ def unpack_reply(content: RecordDict, shapes: Shapes, statistics: Collection[str
     metrics = content["metrics"]
     if not isinstance(metrics, MetricRecord):
         raise MessageError("the reply has no metrics record")
-    _only(metrics, {"epsilon", "steps", *statistics}, "the metrics")
+    only(metrics, {"epsilon", "steps", *statistics}, "the metrics")
     epsilon, steps = metrics["epsilon"], metrics["steps"]
     if not isinstance(epsilon, float) or math.isnan(epsilon) or epsilon < 0:
         raise MessageError("the reply's epsilon is not a number of at least 0")
@@ -226,57 +220,11 @@ def unpack_reply(content: RecordDict, shapes: Shapes, statistics: Collection[str
         figures[name] = value = metrics[name]
         if not isinstance(value, float) or not math.isfinite(value):
             raise MessageError(f"the reply's {name} is not a finite number")
-    arrays = _arrays(content)
+    arrays = arrays_in(content)
     update = tensors(arrays, shapes, "the update")
     size = sum(len(a.data) for a in arrays.values())
     mark = (int(ledger[1] or 0), str(ledger[2] or ""))
     return TrainReply(_site(config), update, epsilon, steps, size, figures, request, mark)
-
-
-def tensors(arrays: ArrayRecord, shapes: Shapes, what: str) -> dict[str, Tensor]:
-    """The one array that travels -> float32 tensors by name, when it holds as many finite float32 numbers as `shapes`."""
-    _only(arrays, {VECTOR}, what)
-    sizes = [math.prod(shapes[name]) for name in sorted(shapes)]
-    value = decoded(arrays[VECTOR], "float32", (sum(sizes),), what)
-    if not np.isfinite(value).all():
-        raise MessageError(f"{what}: it holds a value that is not finite")
-    parts = torch.from_numpy(value.copy()).split(sizes)
-    return {name: part.view(shapes[name]) for name, part in zip(sorted(shapes), parts, strict=True)}
-
-
-def decoded(array: Array, dtype: str, shape: tuple[int, ...], what: str) -> np.ndarray:
-    """The numbers of an array that must be of this kind and shape, read-only; nothing is allocated and no library decodes anything.
-
-    What is declared is checked first, then the header, which can only be the one that numpy writes for it, then the length.
-    """
-    kind = np.dtype(dtype).newbyteorder("<")
-    if (array.stype, array.dtype, tuple(array.shape)) != ("numpy.ndarray", dtype, shape):
-        raise MessageError(f"{what}: expected {dtype} {shape}")
-    says = str({"descr": kind.str, "fortran_order": False, "shape": shape})
-    header = HEADER.match(array.data[:1024])
-    if (
-        header is None
-        or header[2] != says.replace("}", ", }").encode()
-        or int.from_bytes(header[1], "little") != header.end() - 10
-        or len(array.data) != header.end() + math.prod(shape) * kind.itemsize
-    ):
-        raise MessageError(f"{what}: the bytes are not what they are declared to be")
-    return np.frombuffer(array.data, kind, offset=header.end()).reshape(shape)
-
-
-def _count(array: Array) -> int:
-    """How many entries an array declares along its first axis. MessageError for none: there is something to look at."""
-    count = array.shape[0] if array.shape else 0
-    if type(count) is not int or count < 1:
-        raise MessageError("an array of nothing")
-    return count
-
-
-def plain(text: object) -> str:
-    """A stranger's words, cut, on one line of printable ASCII: everything else is escaped."""
-    if not isinstance(text, str):
-        return "something that is no text"
-    return text[:LONGEST].encode("unicode_escape").decode("ascii")[:LONGEST]
 
 
 def _site(config: ConfigRecord) -> str:
@@ -284,20 +232,6 @@ def _site(config: ConfigRecord) -> str:
     if not isinstance(name, str) or re.fullmatch(SITE_NAME, name) is None:
         raise MessageError("it bears no site's name")
     return name
-
-
-def _record(values: Mapping[str, Tensor]) -> ArrayRecord:
-    """All tensors end to end in the order of their names: an object on the wire costs requests, whatever its size."""
-    parts = [values[name].detach().cpu().float().flatten() for name in sorted(values)]
-    return ArrayRecord({VECTOR: torch.cat([torch.empty(0), *parts])})
-
-
-def _only(record: Mapping[str, object], names: set[str], what: str) -> None:
-    extra, missing = set(record.keys()) - names, names - set(record.keys())
-    if extra:
-        raise MessageError(f"{what} holds `{plain(sorted(extra)[0][:60])}`, which may not travel")
-    if missing:
-        raise MessageError(f"{what} lacks `{sorted(missing)[0]}`")
 
 
 def _experiment(config: ConfigRecord, what: str) -> Experiment:
@@ -313,23 +247,8 @@ def _experiment(config: ConfigRecord, what: str) -> Experiment:
 
 
 def _refusal(content: RecordDict) -> Refusal:
-    config = _config(content, {"site", "refused", "about"})
+    config = config_of(content, {"site", "refused", "about"})
     word, about = str(config["refused"]), str(config["about"])
     if word not in WORDS or about not in {"", *SETTINGS}:
         raise MessageError("a refusal in words that no site uses")
     return Refusal(_site(config), word, about)
-
-
-def _config(content: RecordDict, names: set[str]) -> ConfigRecord:
-    config = content["config"]
-    if not isinstance(config, ConfigRecord):
-        raise MessageError("the message has no config record")
-    _only(config, names, "the config")
-    return config
-
-
-def _arrays(content: RecordDict) -> ArrayRecord:
-    arrays = content["arrays"]
-    if not isinstance(arrays, ArrayRecord):
-        raise MessageError("the message has no array record")
-    return arrays

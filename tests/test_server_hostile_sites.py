@@ -29,7 +29,7 @@ from server.events import Events, read
 from server.ledgers import Ledgers
 from server.link.follow import Follow
 from server.strategy import Strategy
-from shared import messages
+from shared import messages, wire
 from shared.config import Experiment, Federation, Statistics, Training
 from simulations.memory_grid import Clock, MemoryGrid, Site, inside_a_run
 
@@ -150,7 +150,7 @@ BYTES = {
 @pytest.mark.parametrize("data", BYTES.values(), ids=BYTES)
 def test_attack_06_bytes_that_are_no_tensors_are_a_named_rejection(tmp_path: Path, data: bytes) -> None:
     def change(content: RecordDict) -> None:
-        content["arrays"] = ArrayRecord({messages.VECTOR: Array("float32", (7,), "numpy.ndarray", data)})
+        content["arrays"] = ArrayRecord({wire.VECTOR: Array("float32", (7,), "numpy.ndarray", data)})
 
     assert_rejected(tmp_path, hostile(change))
 
@@ -168,7 +168,7 @@ def test_attack_06_bytes_that_are_no_tensors_are_a_named_rejection(tmp_path: Pat
 )
 def test_attack_06_a_false_declaration_is_a_named_rejection(tmp_path: Path, array: Array) -> None:
     def change(content: RecordDict) -> None:
-        content["arrays"] = ArrayRecord({messages.VECTOR: array})
+        content["arrays"] = ArrayRecord({wire.VECTOR: array})
 
     assert_rejected(tmp_path, hostile(change))
 
@@ -177,7 +177,7 @@ def test_attack_06_no_site_says_its_own_weight(tmp_path: Path) -> None:
     """One says that it counts 8,000 times, with an update that is as long as the others'."""
 
     def heavy(content: RecordDict) -> None:
-        content["arrays"] = ArrayRecord({messages.VECTOR: torch.full((7,), -2.0)})
+        content["arrays"] = ArrayRecord({wire.VECTOR: torch.full((7,), -2.0)})
         content["metrics"] = MetricRecord({"epsilon": SPENT, "weight": 8000.0, "steps": 3})
 
     model, _, _ = federate(tmp_path, {4: hostile(heavy)})
@@ -187,7 +187,7 @@ def test_attack_06_no_site_says_its_own_weight(tmp_path: Path) -> None:
 
 def test_attack_06_two_weights_at_the_end_of_the_floats_do_not_end_the_round(tmp_path: Path) -> None:
     def endless(content: RecordDict) -> None:
-        content["arrays"] = ArrayRecord({messages.VECTOR: torch.zeros(7)})
+        content["arrays"] = ArrayRecord({wire.VECTOR: torch.zeros(7)})
         content["metrics"] = MetricRecord({"epsilon": SPENT, "weight": 1e308, "steps": 3})
 
     model, _, _ = federate(tmp_path, {4: hostile(endless), 5: hostile(endless, "worse")})
@@ -375,7 +375,7 @@ DTYPES = st.one_of(
 )
 DIMENSIONS = st.one_of(st.just(7), st.integers(-(10**20), 10**20))
 KEYS = st.one_of(
-    st.sampled_from([messages.VECTOR, "site", "request", "ledger", "refused", "epsilon", "steps", "weight"]), TEXTS
+    st.sampled_from([wire.VECTOR, "site", "request", "ledger", "refused", "epsilon", "steps", "weight"]), TEXTS
 )
 DATA = st.one_of(
     st.sampled_from(sorted(BYTES.values())),
@@ -411,7 +411,7 @@ def anything(draw: st.DrawFn) -> Change:
         content["config"] = ConfigRecord({**dict(content["config"].items()), **config})
         content["metrics"] = MetricRecord({**dict(content["metrics"].items()), **metrics})
         if array is not None:
-            content["arrays"] = ArrayRecord({messages.VECTOR: array})
+            content["arrays"] = ArrayRecord({wire.VECTOR: array})
         for name in gone:
             del content[name]
         for name, record in whole.items():

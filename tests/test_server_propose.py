@@ -16,7 +16,7 @@ from server.events import Events, read
 from server.measure.heldout import Heldout
 from server.publish import gate
 from server.publish.propose import answers, propose, proposed
-from shared import messages, weights
+from shared import messages, weights, wire
 from shared.config import Experiment
 from shared.network import Model, shapes
 from simulations.memory_grid import Clock, MemoryGrid, Site, inside_a_run
@@ -77,7 +77,7 @@ def test_the_sites_see_the_images_that_would_be_released_and_their_bits_are_boun
     np.testing.assert_array_equal(images["proposed"], np.concatenate([x for _, x in drawn.batches()]))
     np.testing.assert_array_equal(images["heldout"], HELDOUT.x_NHW)
     trained = model().trainable("adapter")
-    assert set(messages.tensors(arrays, shapes(trained), "it")) == set(trained)
+    assert set(wire.tensors(arrays, shapes(trained), "it")) == set(trained)
     assert not gate.agreed(found, drawn.sha256(), 2).passed
     kinds = [e["event"] for e in read(out / "events.jsonl")]
     assert kinds[0] == "proposing"

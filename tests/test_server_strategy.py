@@ -19,7 +19,7 @@ from server.aggregate import ServerOptimizer, check_weights
 from server.events import Events, read
 from server.ledgers import Ledgers
 from server.strategy import Strategy, largest_update
-from shared import messages
+from shared import messages, wire
 from shared import weights as store
 from shared.config import Experiment, Federation, Privacy, Training
 from shared.errors import ConfigError, FederationError, WeightsError
@@ -168,14 +168,14 @@ def spoiled(change: Callable[[RecordDict], None]) -> Site:
 
 def put(value: torch.Tensor, **more: torch.Tensor) -> Callable[[RecordDict], None]:
     def change(content: RecordDict) -> None:
-        content["arrays"] = ArrayRecord({messages.VECTOR: value, **more})
+        content["arrays"] = ArrayRecord({wire.VECTOR: value, **more})
 
     return change
 
 
 def lie_about_the_shape(content: RecordDict) -> None:
     huge = ArrayRecord({"a": torch.zeros(1000)})["a"]
-    content["arrays"][messages.VECTOR].data = huge.data  # the bytes of 1,000 numbers behind the shape of seven
+    content["arrays"][wire.VECTOR].data = huge.data  # the bytes of 1,000 numbers behind the shape of seven
 
 
 def hide_in_metrics(content: RecordDict) -> None:

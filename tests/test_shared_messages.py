@@ -11,7 +11,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from shared import flower, messages
+from shared import flower, messages, wire
 from shared.config import Experiment
 from shared.errors import ConfigError, MessageError
 
@@ -37,7 +37,7 @@ def test_a_reply_comes_back_as_it_was_sent() -> None:
 def test_tensors_of_any_shape_travel_in_one_array_and_their_order_does_not_matter() -> None:
     update = {"c": torch.tensor(3.0), "b": torch.tensor([2.0]), "a": torch.arange(6.0).view(2, 3)}
     content = messages.pack_reply(messages.TrainReply("north", update, 2.0, 4))
-    assert list(content["arrays"]) == [messages.VECTOR]
+    assert list(content["arrays"]) == [wire.VECTOR]
     shapes = {"b": (1,), "a": (2, 3), "c": ()}
     back = messages.unpack_reply(content, shapes)
     assert isinstance(back, messages.TrainReply)
@@ -72,7 +72,7 @@ def test_a_request_comes_back_as_it_was_sent() -> None:
     sent = messages.TrainRequest(experiment, 2, 1.5, {"a": torch.ones(2, 3), "b": torch.zeros(1)})
     settings, number, noise, arrays = messages.unpack_request(messages.pack_request(sent))
     assert (settings, number, noise) == (experiment, 2, 1.5)
-    assert torch.equal(messages.tensors(arrays, SHAPES, "it")["a"], torch.ones(2, 3))
+    assert torch.equal(wire.tensors(arrays, SHAPES, "it")["a"], torch.ones(2, 3))
 
 
 PARTS = """
@@ -97,7 +97,7 @@ def test_pain03_a_large_update_travels_in_parts_that_a_slow_link_carries_one_by_
 
 def _arrays(value: torch.Tensor, **more: torch.Tensor) -> Callable[[RecordDict], None]:
     def spoil(content: RecordDict) -> None:
-        content["arrays"] = ArrayRecord({messages.VECTOR: value, **more})
+        content["arrays"] = ArrayRecord({wire.VECTOR: value, **more})
 
     return spoil
 

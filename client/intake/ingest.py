@@ -84,10 +84,7 @@ def ingest(
     table, whose_table = (tables.locate(path, data or Path()).resolve() if isinstance(path, Path) else None
                           for path in (site.labels, site.people))  # fmt: skip
     files = reader.listing(data, ignore=[path for path in (table, whose_table) if path]) if data is not None else []
-    work.mkdir(parents=True, exist_ok=True, mode=0o700)
-    records = dataset.records(site, work)
-    records.mkdir(parents=True, exist_ok=True, mode=0o700)
-    key = pseudonym.load_or_make(records / dataset.KEY_FILE)
+    key = _key(site, work)
     listed = _labels(site, table, files, classes, key)
     people = _people(site, whose_table, files, classes, key, listed)
     models = text.models() if site.text_check == "required" else {}
@@ -124,9 +121,7 @@ def ingest(
             outcome = pull.Outcome(folder.read(task, ties, data, files, partial, progress, say, jobs, met, people))
         batch = outcome.batch
         _write_names(batch, partial / dataset.NAMES_FILE)
-        dataset.forget(work)
-        _replace(partial, work / "cohort")
-        dataset.register(site, work, image_size=image_size, classes=classes)
+        _replace(partial, work, lambda: dataset.register(site, work, image_size=image_size, classes=classes))
         if "labels" in counted:
             counted["labels"] |= batch.labelled
         manifest.write(batch.entries, work / "manifest.jsonl", _ran(site, models), counted)
@@ -278,11 +273,21 @@ def _write_names(batch: Batch, path: Path) -> None:
         path.write_text("".join(f"{name}\n" for name in also), encoding="ascii")
 
 
-def _replace(partial: Path, place: Path) -> None:
-    """Put the new cohort in the place of the old one."""
-    old = place.with_suffix(".old")
+def _key(site: Site, work: Path) -> bytes:
+    """The hospital's key, made with its folder where there is none."""
+    work.mkdir(parents=True, exist_ok=True, mode=0o700)
+    records = dataset.records(site, work)
+    records.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return pseudonym.load_or_make(records / dataset.KEY_FILE)
+
+
+def _replace(partial: Path, work: Path, register: Callable[[], object]) -> None:
+    """Put the new cohort in the place of the old one. Its facts go first and come last: see dataset.py."""
+    place, old = work / "cohort", work / "cohort.old"
+    dataset.forget(work)
     shutil.rmtree(old, ignore_errors=True)
     if place.exists():
         place.rename(old)
     partial.rename(place)
+    register()
     shutil.rmtree(old, ignore_errors=True)

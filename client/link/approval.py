@@ -80,6 +80,21 @@ def missing(site: Site, work: Path, digest: str) -> int:
     return max(0, site.policy.signatures - (len(found) if found and _sound(work, digest) else 0))
 
 
+def admit(site: Site, work: Path, named: str, data: bytes) -> None:
+    """PolicyError unless these are the bytes that a run names, and approved; what is not is kept to be read."""
+    digest = bundle.sha256(data)
+    if digest != named or len(data) > bundle.LIMIT:
+        raise PolicyError("the app bundle is not the one that the run names", word="code")
+    lacking = missing(site, work, digest)
+    if lacking:
+        quarantine(work, digest, data)
+        raise PolicyError(
+            f"{site.name} has not approved the app bundle {digest[:12]} ({lacking} of {site.policy.signatures} "
+            "signatures are missing); its people look at it with `fedsynth client approve`",
+            word="code",
+        )
+
+
 def withdraw(work: Path, digest: str) -> int:
     """Remove every approval of the bundles whose hash begins so; returns how many. PolicyError when there is none.
 

@@ -37,12 +37,11 @@ from flwr.supercore.constant import TaskType
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
-    ObjectUnavailableError,
     inflate_object_from_contents,
 )
 from flwr.supercore.run import RunNotRunningException
 
-from client import admission, dataset, policy, replies
+from client import admission, budget, dataset, policy, replies
 from client.answers import Answers
 from client.dataset import Facts
 from client.link import approval, journal, line, node, parcel
@@ -51,6 +50,7 @@ from shared import bundle, messages
 from shared.config import Site
 from shared.errors import FederationError, FedsynthError, MessageError, PolicyError
 from shared.journal import configuration
+from shared.parts import arrays_of_at_most
 
 LOG = logging.getLogger("fedsynth.client")
 
@@ -112,7 +112,7 @@ class Boundary:
                 known = self._admit(message, tree, get_run, get_fab, pull_object, came_s)
                 if known is None:
                     return message, tree
-                content, sent = _packed(known)
+                content, sent = self._packed(known)
             except (httpx.HTTPError, RunNotRunningException):
                 raise  # of the line, not of the request
             except ObjectPullError:
@@ -125,7 +125,7 @@ class Boundary:
                 run = str(message.metadata.run_id)
                 LOG.error("refused a request: %s", reason, extra={"site": self.site.name, "run": run})
                 journal.write(self.work, "refused", run=run, reason=reason)
-                content, sent = _packed(policy.refusal(self.site.name, error))
+                content, sent = self._packed(policy.refusal(self.site.name, error))
             confirm(message.metadata.run_id, message.metadata.message_id)
             self._wait(came_s)
             deliver(message, content)
@@ -138,7 +138,7 @@ class Boundary:
             if asked is None:
                 journal.write(self.work, "dropped", reason="a reply that nobody asked for")
                 raise PolicyError("the app sent a reply that nobody asked for; it was dropped")
-            content, sent = _packed(self._examine(message, tree, asked))
+            content, sent = self._packed(self._examine(message, tree, asked))
             self._wait(asked.came_s)
             journal.write(self.work, "sent", **self._run(asked), **sent)
             deliver(asked.message, content)
@@ -186,9 +186,7 @@ class Boundary:
             large=PolicyError(f"the request is larger than {self.site.name} permits (`policy.megabytes`)"),
             short=FederationError("the server announced a request and did not send all of it"),
         )
-        opened = inflate_object_from_contents(tree.object_id, dict(contents), keep_object_contents=True)
-        if not isinstance(opened, Message) or not opened.has_content():
-            raise MessageError("the request holds nothing")
+        opened = self._opened(tree, contents, "the request")
         run_name, name = str(run_id), message.metadata.message_id
         if message.metadata.message_type == MessageType.QUERY:
             question = admission.question_of(opened.content, self.site)
@@ -221,12 +219,8 @@ class Boundary:
         return None
 
     def _marks(self) -> list[Mark]:
-        """The ledger's last mark in the node's journal, which a ledger that lost its end no longer runs through."""
-        if self._mark is None:
-            for entry in reversed(journal.read(self.work)):
-                if entry.get("ledger_hash"):
-                    self._mark = Mark(int(entry["ledger_records"]), str(entry["ledger_hash"]))
-                    break
+        """What the node's journal knows of the ledger: one that lost its end no longer runs through it."""
+        self._mark = self._mark or journal.ledger_mark(self.work)
         return [] if self._mark is None else [self._mark]
 
     def _run(self, asked: Asked) -> dict[str, Any]:
@@ -237,44 +231,31 @@ class Boundary:
         return {"site": self.site.name, **self._run(asked)}
 
     def _check_bundle(self, run: Any, get_fab: Any) -> None:
-        """The run's bundle is approved now, and the bytes are those. PolicyError otherwise; the bytes are kept to be read."""
+        """The run's bundle is approved now, and the bytes are those. PolicyError otherwise."""
         found = self._bundles.get(run.run_id)
         if found is None:
             found = get_fab(run.fab_hash, run.run_id)
-        digest = bundle.sha256(found.content)
-        if digest != run.fab_hash or len(found.content) > bundle.LIMIT:
-            raise PolicyError("the app bundle is not the one that the run names", word="code")
-        lacking = approval.missing(self.site, self.work, digest)
-        if lacking:
-            approval.quarantine(self.work, digest, found.content)
-            raise PolicyError(
-                f"{self.site.name} has not approved the app bundle {digest[:12]} ({lacking} of {self.site.policy.signatures} "
-                "signatures are missing); its people look at it with `fedsynth client approve`",
-                word="code",
-            )
+        approval.admit(self.site, self.work, run.fab_hash, found.content)
         self._bundles = {run.run_id: found}
 
     def _examine(
         self, message: Message, tree: Any, asked: Asked
     ) -> messages.TrainReply | messages.Verdict | messages.Refusal:
         """What may leave in place of the app's reply."""
-        failed = messages.Refusal(self.site.name, "failed")
         try:
             if message.has_error():
                 journal.write(self.work, "failed", **self._run(asked), reason="the app's process ended")
-                return failed
-            opened = inflate_object_from_contents(tree.object_id, self._collect(tree))
-            if not isinstance(opened, Message) or not opened.has_content():
-                raise MessageError("the app's reply holds nothing")
+                return self._failed(asked)
+            opened = self._opened(tree, parcel.stored(tree, self.store, limit=self.limit), "the app's reply")
             if isinstance(asked.about, admission.Question):
                 verdict = messages.unpack_verdict(opened.content)
                 if isinstance(verdict, messages.Refusal):
-                    return failed
+                    return self._failed(asked)
                 Answers(dataset.records(self.site, self.work)).answered(asked.about.digest, verdict.passed)
                 return messages.Verdict(self.site.name, verdict.passed)
             reply = messages.unpack_reply(opened.content, asked.about.shapes, asked.about.figures)
             if isinstance(reply, messages.Refusal):
-                return failed
+                return self._failed(asked)
             if reply.request != asked.about.request:
                 raise MessageError("the app's reply answers another request")
             policy.check_reply(self.site, asked.about.experiment, reply)
@@ -282,8 +263,7 @@ class Boundary:
                 raise PolicyError(
                     "the cohort was made anew while the app trained: the ledger may not know whom it trained on"
                 )
-            mark = asked.drawn.mark
-            reply = dataclasses.replace(reply, epsilon=asked.drawn.epsilon, ledger=(mark.records, mark.hash))
+            reply = dataclasses.replace(reply, epsilon=asked.drawn.epsilon)
             if asked.about.noise_multiplier > 0:
                 replies.keep(self.work, reply)
             return reply
@@ -291,28 +271,30 @@ class Boundary:
             reason = f"{type(error).__name__}: {error}" if isinstance(error, FedsynthError) else type(error).__name__
             LOG.error("kept back the app's reply: %s", reason, extra=self._about(asked))
             journal.write(self.work, "kept back", run=str(asked.message.metadata.run_id), reason=reason)
-            return failed
+            return self._failed(asked)
 
-    def _collect(self, tree: Any) -> dict[str, bytes]:
-        """The bytes of the app's reply. MessageError when they are too many or do not come."""
-        short = MessageError("the app announced a reply and did not send all of it")
+    def _failed(self, asked: Asked) -> messages.Verdict | messages.Refusal:
+        """In place of a reply that may not leave; about a release it is a no: a third answer would tell more than the bit."""
+        if isinstance(asked.about, admission.Question):
+            Answers(dataset.records(self.site, self.work)).answered(asked.about.digest, False)
+            return messages.Verdict(self.site.name, False)
+        return messages.Refusal(self.site.name, "failed")
 
-        def get(name: str) -> bytes:
-            data: bytes | None = self.store.get(name)
-            if data is None:
-                raise short
-            if not data:
-                raise ObjectUnavailableError(name)
-            return data
+    def _opened(self, tree: Any, contents: dict[str, bytes], what: str) -> Message:
+        """A message from its parts. MessageError when it holds nothing, or more than the policy permits."""
+        with arrays_of_at_most(self.limit):
+            opened = inflate_object_from_contents(tree.object_id, dict(contents), keep_object_contents=True)
+        if not isinstance(opened, Message) or not opened.has_content():
+            raise MessageError(f"{what} holds nothing")
+        return opened
 
-        large = MessageError("the app's reply is larger than the policy permits")
-        return parcel.collect(tree, get, limit=self.limit, large=large, short=short)
-
-
-def _packed(reply: messages.TrainReply | messages.Verdict | messages.Refusal) -> tuple[RecordDict, dict[str, Any]]:
-    """What is sent, and what the journal says of it."""
-    if isinstance(reply, messages.Verdict):
-        return messages.pack_verdict(reply), {"passed": reply.passed}
-    if isinstance(reply, messages.TrainReply):
-        return messages.pack_reply(reply), {"epsilon": reply.epsilon, "tensors": len(reply.update)}
-    return messages.pack_refusal(reply), {"refused": reply.reason}
+    def _packed(
+        self, reply: messages.TrainReply | messages.Verdict | messages.Refusal
+    ) -> tuple[RecordDict, dict[str, Any]]:
+        """What is sent, and what the journal says of it. An update goes with the ledger's end as it is now."""
+        if isinstance(reply, messages.Verdict):
+            return messages.pack_verdict(reply), {"passed": reply.passed}
+        if isinstance(reply, messages.TrainReply):
+            reply = dataclasses.replace(reply, ledger=budget.end(self.site, self.work))
+            return messages.pack_reply(reply), {"epsilon": reply.epsilon, "tensors": len(reply.update)}
+        return messages.pack_refusal(reply), {"refused": reply.reason}

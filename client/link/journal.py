@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from client.link import node
+from privacy.ledger import Mark
 from shared import journal
 from shared.chain import Record
 
@@ -23,3 +24,9 @@ def write(work: Path, event: str, **fields: Any) -> None:
 def read(work: Path) -> list[Record]:
     """All entries, oldest first, once chain and checkpoint are checked; empty when there is none."""
     return journal.read(node.folder(work))
+
+
+def ledger_mark(work: Path) -> Mark | None:
+    """The privacy ledger's end as the last entry that tells it; none where no round was charged."""
+    told = next((entry for entry in reversed(read(work)) if entry.get("ledger_hash")), None)
+    return None if told is None else Mark(int(told["ledger_records"]), str(told["ledger_hash"]))

@@ -9,7 +9,7 @@ from typing import Any
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
 
-from shared.errors import FedsynthError
+from shared.errors import FedsynthError, MessageError
 
 OBJECTS = 100_000  # of one message
 PATIENCE_S = 600.0  # for what was announced: by the app, or by the server, which may still be storing it
@@ -33,6 +33,22 @@ def collect(
         if size > limit or len(contents) > OBJECTS:
             raise large
     return contents
+
+
+def stored(tree: Any, store: Any, *, limit: int) -> dict[str, bytes]:
+    """Every part of the app's message, from Flower's store. MessageError when they are too many or do not come."""
+    short = MessageError("the app announced a reply and did not send all of it")
+
+    def get(name: str) -> bytes:
+        data: bytes | None = store.get(name)
+        if data is None:
+            raise short
+        if not data:
+            raise ObjectUnavailableError(name)
+        return data
+
+    large = MessageError("the app's reply is larger than the policy permits")
+    return collect(tree, get, limit=limit, large=large, short=short)
 
 
 def _waited(get: Callable[[str], bytes], name: str, deadline: float, short: FedsynthError) -> bytes:

@@ -30,10 +30,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pydantic import Field
 
 from shared import journal, keys
-from shared.config import SiteName
 from shared.durable import write_bytes
 from shared.errors import ConfigError, FederationError
 from shared.record import Record
+from shared.site import SiteName
 
 CA_DAYS, SERVER_DAYS, SITE_DAYS = 5 * 365, 365, 2 * 365
 CLOCK_SKEW = datetime.timedelta(hours=1)
