@@ -111,6 +111,17 @@ def test_person_01_an_identifier_that_the_header_names_beside_its_own_is_the_sam
     assert len(pseudonyms(tmp_path, key)) == 2
 
 
+def test_person_01_a_number_of_another_issuer_is_another_person_also_where_a_header_lists_it(
+    tmp_path: Path, write_series: Write, key: bytes
+) -> None:
+    other = Dataset()
+    other.PatientID, other.IssuerOfPatientID, other.TypeOfPatientID = "P1", "south", "TEXT"
+    about = {"OtherPatientIDsSequence": [other], "IssuerOfPatientID": "north"}
+    write_series(tmp_path / "data" / "a", study="1", PatientID="P1", IssuerOfPatientID="north")
+    write_series(tmp_path / "data" / "b", study="2", PatientID="P2", **about)
+    assert len(pseudonyms(tmp_path, key)) == 2
+
+
 def test_person_01_a_study_uid_of_many_people_withholds_them_and_makes_nobody_one(
     tmp_path: Path, write_series: Write, key: bytes
 ) -> None:

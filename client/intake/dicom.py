@@ -67,7 +67,7 @@ def ties(inputs: Inputs, file: int) -> Tie:
         claim = persons.claim_of(reader.header(inputs.paths[file], persons.WANTED))
     except Withheld:
         return Tie()
-    return Tie(claim.identifier, claim.uids, claim.others)
+    return Tie(claim.identifier, claim.uids, frozenset(identifier for _, identifier in claim.others))
 
 
 def patients(inputs: Inputs, cut: Cut) -> Iterator[Found]:

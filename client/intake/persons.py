@@ -5,7 +5,7 @@ so joining is always safe, and it loses less than withholding: the images stay, 
 
 * One identifier of one issuer is one person. The same number from two issuers is two people.
 * A study, a series and an instance belong to one person: names that have one in common are joined. So is an identifier that
-  a header lists beside its own (Other Patient IDs), where files of it are there.
+  a header lists beside its own (Other Patient IDs), where files of it are there and no issuer speaks against it.
 * Without an issuer, an identifier is that of the site's `default_issuer`; where there is none, that of the one issuer that
   other files give it. Of a number with two issuers nobody knows whose it is: withheld.
 * More than MOST identifiers joined into one are no person but a UID that was copied: withheld, all of them.
@@ -24,7 +24,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
@@ -48,7 +48,7 @@ class Claim:
     issuer: str
     identifier: str
     uids: tuple[str, ...] = ()
-    others: frozenset[str] = frozenset()
+    others: frozenset[Name] = frozenset()
 
     @property
     def name(self) -> Name:
@@ -67,14 +67,18 @@ def claim_of(header: Dataset, default_issuer: str = "") -> Claim:
         Reason.UNREADABLE,
         lambda: tuple(f"{level} {uid}" for level in LEVELS if (uid := "".join(gates.words(header, level)))),
     )
-    return Claim(issuer, identifier, uids, guarded(Reason.UNREADABLE, lambda: _others(header)) - {identifier})
+    others = guarded(Reason.UNREADABLE, lambda: frozenset(_others(header)))
+    return Claim(issuer, identifier, uids, frozenset(name for name in others if name[1] and name[1] != identifier))
 
 
-def _others(header: Dataset) -> frozenset[str]:
-    said = rules.texts(header, "OtherPatientIDs")
+def _others(header: Dataset) -> Iterator[Name]:
+    """Further identifiers in a header; the issuer is empty where it is not stated."""
+    for value in rules.texts(header, "OtherPatientIDs"):
+        yield "", value.strip(" \0")
     for item in header.get("OtherPatientIDsSequence") or []:
-        said += rules.texts(item, "PatientID")
-    return frozenset(text for value in said if (text := value.strip(" \0")))
+        issuers = [value.strip(" \0") for value in rules.texts(item, "IssuerOfPatientID")]
+        for value in rules.texts(item, "PatientID"):
+            yield "".join(issuers), value.strip(" \0")
 
 
 def resolve(claims: Mapping[int, Claim], key: bytes) -> dict[int, str | Reason]:
@@ -87,9 +91,10 @@ def resolve(claims: Mapping[int, Claim], key: bytes) -> dict[int, str | Reason]:
     for claim in claims.values():
         for uid in claim.uids:
             joined.merge(first.setdefault(uid, claim.name), claim.name)
-        for other in claim.others:
+        for issuer, other in claim.others:
             for name in by_identifier.get(other, ()):
-                joined.merge(name, claim.name)
+                if issuer in ("", name[0]) or not name[0]:
+                    joined.merge(name, claim.name)
     in_doubt: set[Name] = set()
     for identifier, names in by_identifier.items():
         issued, bare = [name for name in names if name[0]], ("", identifier)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -73,7 +74,6 @@ def export(
             inputs.give(file, withheld.reason)
             if withheld.reason is Reason.TEXT:
                 shows_text.add(inputs.entry(file).series)
-        inputs.seen(file)
     for file, (partial, _) in held.items():
         if inputs.entry(file).series in shows_text:
             partial.unlink()
@@ -140,10 +140,9 @@ def _whose(inputs: Inputs, default_issuer: str) -> dict[int, str | Reason]:
     """Of each file whose header names somebody: who that is."""
     claims = {}
     for file in inputs.open():
-        try:
+        with suppress(Withheld):  # it gets its own reason when its turn comes
             claims[file] = persons.claim_of(reader.header(inputs.paths[file], persons.WANTED), default_issuer)
-        except Withheld:  # it gets its own reason when its turn comes
-            continue
+        inputs.seen(file)
     whose = persons.resolve(claims, inputs.key)
     for file, person in whose.items():
         if isinstance(person, str):

@@ -252,10 +252,18 @@ def _scales(entries: Iterable[Entry]) -> dict[str | None, Levels]:
     """Black and white of what is deeper than 8 bits and has no window, by patient; under none: of whoever is not known."""
     met: dict[str | None, pictures.Range] = {}
     for entry in entries:
-        found = _samples(entry)
+        found = None if _is_bytes(entry.path) else _samples(entry)
         if found is not None and found[1] is None and found[0].dtype != np.uint8 and np.isfinite(found[0]).all():
             met.setdefault(entry.patient, pictures.Range()).add(found[0])
     return {patient: one.levels for patient, one in met.items()}
+
+
+def _is_bytes(path: Path) -> bool:
+    """Whether a picture holds 8-bit samples, by its header alone."""
+    try:
+        return path.suffix.lower() in PICTURES and not pictures.deep(path)
+    except Exception:  # noqa: BLE001 - as in `_samples`
+        return False
 
 
 def _grey(x_HW: np.ndarray, levels: Levels | None) -> np.ndarray:
