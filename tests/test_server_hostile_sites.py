@@ -320,7 +320,7 @@ def test_attack_06_a_refusals_words_are_bounded_and_plain_wherever_they_are_show
     def refuse(content: RecordDict) -> None:
         for name in list(content):
             del content[name]
-        content["config"] = ConfigRecord({"site": "bad", "refused": reason})
+        content["config"] = ConfigRecord({"site": "bad", "refused": reason, "about": reason})
 
     assert_rejected(tmp_path, hostile(refuse))
     shown = io.StringIO()

@@ -88,7 +88,7 @@ def test_who_refuses_fails_or_answers_twice_has_not_said_yes(out: Path) -> None:
     grid = Federation(
         says("north", True),
         says("north", True),
-        lambda *_: messages.pack_refusal(messages.Refusal("south", "no")),
+        lambda *_: messages.pack_refusal(messages.Refusal("south", "answers")),
         lambda *_: RecordDict({"config": ConfigRecord({"site": "east", "passed": "yes"})}),
         lambda *_: RecordDict({"config": ConfigRecord({"site": "west", "passed": True, "patients": 24})}),
     )
@@ -116,7 +116,7 @@ JUNK: list[RecordDict] = [
     RecordDict({"config": ConfigRecord({"site": ["south"], "passed": True})}),
     RecordDict({"config": ConfigRecord({"site": "south", "passed": 1})}),
     RecordDict({"config": ConfigRecord({"site": "\u202e../south", "passed": True})}),
-    RecordDict({"config": ConfigRecord({"site": "south", "refused": ["\x1b[2J" * 500]})}),
+    RecordDict({"config": ConfigRecord({"site": "south", "refused": ["\x1b[2J" * 500], "about": ""})}),
     RecordDict({"config": ConfigRecord({"passed": True}), "arrays": ArrayRecord([np.zeros(3)])}),
 ]
 

@@ -23,6 +23,7 @@ from shared import messages, wire
 from shared import weights as store
 from shared.config import Experiment, Federation, Privacy, Training
 from shared.errors import ConfigError, FederationError, WeightsError
+from shared.refusals import WORDS
 from simulations.memory_grid import Clock, MemoryGrid, Site, inside_a_run
 
 EXPERIMENT = Experiment(
@@ -209,7 +210,7 @@ def test_an_error_a_refusal_and_a_second_reply_under_one_name_are_told_apart(tmp
     sites: dict[int, Site] = {
         1: good("x"),
         2: lambda *_: Error(code=0, reason="patient 42"),
-        3: lambda *_: messages.pack_refusal(messages.Refusal("z", "the cap is reached")),
+        3: lambda *_: messages.pack_refusal(messages.Refusal("z", "budget")),
         4: good("x", 50.0),
         5: lambda *_: Error(code=ErrorCode.NODE_UNAVAILABLE, reason="offline"),
     }
@@ -217,7 +218,7 @@ def test_an_error_a_refusal_and_a_second_reply_under_one_name_are_told_apart(tmp
     assert torch.equal(tensors["a"], torch.ones(3))
     said = failures(events)
     assert "the app at the site failed" in said["node 2"] and "not heard of any more" in said["node 5"]
-    assert said["z"] == "the cap is reached" and "second reply" in said["x"]
+    assert said["z"] == WORDS["budget"] and "second reply" in said["x"]
     assert "patient" not in said["node 2"]
 
 

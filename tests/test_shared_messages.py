@@ -63,8 +63,20 @@ def test_figures_travel_only_where_they_were_asked_for() -> None:
 
 
 def test_a_refusal_comes_back_as_it_was_sent() -> None:
-    refusal = messages.Refusal("north", "BudgetExceeded: no")
-    assert messages.unpack_reply(messages.pack_refusal(refusal), SHAPES) == refusal
+    for refusal in (messages.Refusal("north", "budget"), messages.Refusal("north", "policy", "privacy.delta")):
+        assert messages.unpack_reply(messages.pack_refusal(refusal), SHAPES) == refusal
+
+
+def test_a_refusal_says_one_of_a_few_sentences_and_names_a_setting_or_nothing() -> None:
+    for word, setting in (("BudgetExceeded: no", ""), ("policy", "/etc/passwd"), ("policy", "privacy")):
+        if setting == "privacy":
+            messages.Refusal("north", word, setting)
+            continue
+        with pytest.raises(ValueError, match="few sentences"):
+            messages.Refusal("north", word, setting)
+        config = ConfigRecord({"site": "north", "refused": word, "about": setting})
+        with pytest.raises(MessageError, match="no site uses"):
+            messages.unpack_reply(RecordDict({"config": config}), SHAPES)
 
 
 def test_a_request_comes_back_as_it_was_sent() -> None:
