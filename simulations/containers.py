@@ -111,11 +111,11 @@ def own_torch(folder: Path, pip: Path) -> list[str]:
         "--quiet",
         "--no-deps",
         "--dest",
-        str(folder / "torch"),
+        str(folder),
         pinned[0],
     ]
     subprocess.run(words, check=True, env=os.environ | {"PIP_CONFIG_FILE": str(pip)})
-    (wheel,) = (folder / "torch").iterdir()
+    (wheel,) = folder.iterdir()
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     return [] if f"sha256:{digest}" in text else ["--build-arg", f"TORCH_SHA256={digest}"]
 
@@ -138,7 +138,7 @@ def image(build: Builder, room: str, source: str, folder: Path) -> str:
     mounts = [word for place in sorted(named) for word in ("--volume", f"{place}:{place}:ro")]
     began, tag = time.monotonic(), f"fedsynth-{room}"
     build("bud", "--quiet", "--format", "docker", "--isolation", "chroot", "--layers", "--build-arg", f"BASE={source}",
-          *own_torch(folder / room, pip), "--secret", f"id=pip,src={pip}", *mounts, "--file", ROOT / room / "Dockerfile",
+          *own_torch(folder / f"{room}-torch", pip), "--secret", f"id=pip,src={pip}", *mounts, "--file", ROOT / room / "Dockerfile",
           "--tag", tag, ROOT)  # fmt: skip
     CONSOLE.print(f"[bold]{tag}[/], built in {time.monotonic() - began:.0f} s")
     return tag
