@@ -15,6 +15,7 @@ from pathlib import Path
 
 from client import dataset
 from client.intake import dicom
+from client.link import journal
 from client.rebuild import manifest, pseudonym, reader
 from client.rebuild.gates import check as gate
 from client.rebuild.manifest import Withheld
@@ -116,13 +117,14 @@ def _records(site: Site, work: Path) -> Iterator[Finding]:
             "folder", "warning", "others may enter the folder of key and ledger", f"run `chmod 700 {records}`"
         )
     path = records / "ledger.jsonl"
-    if not path.exists():
-        yield Finding("ledger", "good", "none yet: nothing was spent")
-        return
     try:
-        found = ledger.verify(path)
+        mark = journal.ledger_mark(work) if (work / "node" / journal.FILE).exists() else None
+        if mark is None and not ledger.begun(path):
+            yield Finding("ledger", "good", "none yet: nothing was spent")
+            return
+        found = ledger.verify(path, [mark] if mark else [])
     except FedsynthError as error:
-        yield Finding("ledger", "bad", "damaged", str(error))
+        yield Finding("ledger", "bad", "damaged, or not all that it was", str(error))
         return
     spent = max((record.get("epsilon") or 0.0 for record in found if record.get("kind") == "reserve"), default=0.0)
     said = f"chain ok, {len(found)} records, at most epsilon {spent:.2f} spent per patient"

@@ -65,13 +65,15 @@ def _line(work: Path) -> Iterator[Finding]:
 def _cohort(work: Path) -> list[str]:
     if not any((work / "cohort").glob("*.npz")):
         raise DataError(f"no patients in {work / 'cohort'}; run `fedsynth client ingest` first")
+    dataset.facts(work)
     return []
 
 
 def _ledger(site: Site, work: Path) -> list[str]:
     path = dataset.records(site, work) / dataset.LEDGER_FILE
-    if path.exists():
-        ledger.verify(path)
+    mark = journal.ledger_mark(work)
+    if mark is not None or ledger.begun(path):
+        ledger.verify(path, [mark] if mark else [])
     if site.epsilon_cap is None:
         return ["`epsilon_cap: null` protects nobody; it is for rehearsals on public data"]
     return []

@@ -13,7 +13,10 @@ import uvicorn
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from client import dataset, doctor
-from client.link import approval, isolation, line, node
+from client.link import approval, isolation, journal, line, node
+from client.rebuild import pseudonym
+from privacy.accounting import Event
+from privacy.ledger import Ledger, Plan
 from server.link import provision
 from server.link.serve import Doors, _start
 from shared import bundle, checks, keys
@@ -38,6 +41,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
         monkeypatch.delenv(name.upper(), raising=False)
     made = Site(name="north", data=tmp_path, face_removal="none")
     dataset.save(dataset.Patient("p", 0, np.zeros((2, 16, 16), np.uint8)), tmp_path / "cohort")
+    pseudonym.load_or_make(tmp_path / dataset.KEY_FILE)
+    dataset.register(made, tmp_path, image_size=16, classes=())
     federation = provision.Federation(name="brains", address="127.0.0.1:9")
     list(provision.provision(federation, tmp_path / "brains"))
     kit = provision.approve(federation, tmp_path / "brains", node.request(made, tmp_path))
@@ -48,6 +53,20 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 def test_a_site_in_order_is_good_all_over(site: Site) -> None:
     assert set(findings(site, site.data).values()) == {"good"}
+
+
+@pytest.mark.parametrize("mark", ["beside the ledger", "in the node's journal"])
+def test_attack_07_a_ledger_that_is_gone_is_bad_and_not_a_new_one(site: Site, mark: str) -> None:
+    path = site.data / dataset.LEDGER_FILE
+    book = Ledger(path, cohort=dataset.cohort_id(site.data), cap=8.0, delta=1e-5)
+    drawn = book.draw(Plan("0" * 64, "t", ((Event(20.0, 1.0, 1),),)), 1, run="7")
+    assert findings(site, site.data)["ledger"] == "good"
+    path.unlink()
+    if mark == "in the node's journal":
+        (site.data / "ledger.mark").unlink()
+        assert findings(site, site.data)["ledger"] == "good"  # nobody knows of it
+        journal.write(site.data, "asked", ledger_records=drawn.mark.records, ledger_hash=drawn.mark.hash)
+    assert findings(site, site.data)["ledger"] == "bad"
 
 
 def test_a_new_site_is_told_what_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

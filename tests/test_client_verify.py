@@ -89,7 +89,9 @@ def test_clean_output_passes_with_every_value_of_its_source(rebuilt: Path, sourc
 
 def test_a_clean_work_folder_passes(work: Path, source: Path) -> None:
     result = verify.verify(work, source)
-    assert not result.findings and result.files == 6  # cohort, manifests, and what is kept to go on with
+    assert (
+        not result.findings and result.files == 9
+    )  # cohort, its facts and list, manifests, and what is kept to go on with
     assert any(f"{SLICES} inputs matched" in text for text in result.ran)  # with the folder's own key
 
 

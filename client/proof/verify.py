@@ -33,11 +33,17 @@ from shared.errors import DataError, LedgerError, SignatureError
 PAPERS = r"manifest\.jsonl|manifest\.seal|report\.html"
 WORK_FILES = re.compile(
     PAPERS
-    + r"|pseudonym\.key|ledger\.jsonl(\.[a-z0-9-]+)?|site\.yaml|reply\.kept|node/(node\.key(\.[0-9]+)?|kit\.json)"
+    + r"|pseudonym\.key|ledger\.jsonl(\.[a-z0-9-]+)?|ledger\.mark|ledger\.groups\.json|ledger\.members/[0-9a-f]{64}\.txt"
+    r"|site\.yaml|reply\.kept|release-checks\.jsonl|\.release-checks\.lock|node/(node\.key(\.[0-9]+)?|kit\.json|cohort\.json|reply\.kept)"
     r"|cohort/([a-z2-7]{16}\.npz|cohort\.(id|names))"
     r"|finished/[0-9a-f]{24}/(manifest\.jsonl|[a-z2-7]{16}\.npz)"
 )
 REBUILT_FILES = re.compile(PAPERS + r"|2\.25\.[0-9]{1,39}\.dcm")
+FORMS = {  # of what is written about a cohort as a whole, by the file's name or its folder's
+    "cohort.id": rb"[0-9a-f]{32}",
+    "cohort.names": rb"([a-z2-7]{16}\n)+",
+    "ledger.members": rb"([a-z2-7]{16}\n)*",
+}
 TABLES = (".csv", ".tsv", ".txt")  # of labels and of people: read, and no input
 FIELDS = {
     "token": r"[0-9a-f]{24}", "file": r"[0-9a-f]{24}", "series": r"[0-9a-f]{24}", "patient": r"[a-z2-7]{16}",
@@ -119,11 +125,8 @@ def _judge(path: Path, name: str, content: bytes, needles: Needles, result: Veri
                 result.add(name, "key")
         case "manifest.jsonl" | "manifest.seal" | "site.yaml" | "reply.kept":
             pass  # judged later, or the site's and the federation's own, which hold nothing of the data
-        case "cohort.id":
-            if not re.fullmatch(rb"[0-9a-f]{32}", content):
-                result.add(name, "cohort-file")
-        case "cohort.names":
-            if not re.fullmatch(rb"([a-z2-7]{16}\n)+", content):
+        case file if file in FORMS or path.parent.name in FORMS:
+            if not re.fullmatch(FORMS.get(file) or FORMS[path.parent.name], content):
                 result.add(name, "cohort-file")
         case "":
             result.add(name, "unexpected-file")
