@@ -64,12 +64,16 @@ class Line:
         self.code, self.waiting = code, True
         self.sent: dict[str, bytes] = {}
         self.head = ""
+        self.app = ("fedsynth/fedsynth", "0.1.0")
         self.times: list[float] = []
         self.pulled: list[str] = []
         self.late = 0  # how often a part is asked for before it is there; negative: it is gone
 
     def connection(self) -> tuple[Any, ...]:
-        run = SimpleNamespace(run_id=7, fab_hash=bundle.sha256(self.code), primary_task_type="flwr-serverapp")
+        run = SimpleNamespace(
+            run_id=7, fab_hash=bundle.sha256(self.code), primary_task_type="flwr-serverapp", fab_id=self.app[0],
+            fab_version=self.app[1],
+        )  # fmt: skip
         fab = SimpleNamespace(content=self.code, hash_str=run.fab_hash)
         return (
             5,
@@ -236,6 +240,17 @@ def test_a_run_that_names_an_approved_hash_for_other_bytes_is_refused(site: Site
     assert Boundary(site, site.data, {}).wrap(tuple(connection))[1]() is None
     reply = line.arrived()
     assert reply == messages.Refusal("north", "code")
+
+
+@pytest.mark.parametrize(
+    "named",
+    [("fedsynth/fedsynth/../../x", "0.1.0"), ("fedsynth/fedsynth", "../../../x"), ("elsewhere/fedsynth", "0.1.0")],
+)
+def test_attack_03_what_a_run_calls_its_app_never_becomes_a_path(site: Site, named: tuple[str, str]) -> None:
+    line = Line(request(), OURS)
+    line.app = named
+    reply, started = exchange(site, line)
+    assert not started and reply == messages.Refusal("north", "code")
 
 
 def test_a_withdrawn_approval_holds_from_the_next_message_on(site: Site) -> None:
