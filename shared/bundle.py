@@ -23,6 +23,7 @@ from shared.errors import FederationError
 
 ROOMS = ("client", "privacy", "server", "shared")
 LIMIT = 10 * 1024 * 1024
+APP = "fedsynth/fedsynth"  # publisher and name, as in PROJECT
 UNPACKED = 64 * 1024 * 1024
 CONTENT = ".info/CONTENT"  # Flower's list of the files
 ROOT = Path(__file__).parent.parent

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Protocol
 
 from client.link import journal, node
 from shared import bundle, bundle_check, keys, signing
@@ -34,8 +35,17 @@ from shared.config import Site
 from shared.durable import remove, write_bytes
 from shared.errors import PolicyError, SignatureError
 
+VERSION = r"[0-9][0-9a-z.+!]{0,40}"
 OWN_KEY = "approval.key"
 FLOWER_TELLS_APART = 8  # digits of a hash in the name of the folder that Flower unpacks a bundle to
+
+
+class Run(Protocol):
+    """What Flower says of a run."""
+
+    fab_id: str
+    fab_version: str
+    fab_hash: str
 
 
 def approve(site: Site, work: Path, data: bytes, key: Path | None = None) -> str:
@@ -80,11 +90,18 @@ def missing(site: Site, work: Path, digest: str) -> int:
     return max(0, site.policy.signatures - (len(found) if found and _sound(work, digest) else 0))
 
 
-def admit(site: Site, work: Path, named: str, data: bytes) -> None:
-    """PolicyError unless these are the bytes that a run names, and approved; what is not is kept to be read."""
+def admit(site: Site, work: Path, run: Run, data: bytes) -> None:
+    """PolicyError unless these are the bytes that a run names, under our name, and approved; what is not is kept to be read.
+
+    Flower makes a folder's name of what a run says its app and version are: a coordinator's words never become a path here.
+    """
     digest = bundle.sha256(data)
-    if digest != named or len(data) > bundle.LIMIT:
-        raise PolicyError("the app bundle is not the one that the run names", word="code")
+    if (run.fab_id, digest) != (bundle.APP, run.fab_hash) or not re.fullmatch(VERSION, run.fab_version):
+        raise PolicyError(
+            "the app bundle is not the one that the run names, or bears another name than ours", word="code"
+        )
+    if len(data) > bundle.LIMIT:
+        raise PolicyError("the app bundle is larger than any of ours", word="code")
     lacking = missing(site, work, digest)
     if lacking:
         quarantine(work, digest, data)

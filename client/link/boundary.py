@@ -235,7 +235,7 @@ class Boundary:
         found = self._bundles.get(run.run_id)
         if found is None:
             found = get_fab(run.fab_hash, run.run_id)
-        approval.admit(self.site, self.work, run.fab_hash, found.content)
+        approval.admit(self.site, self.work, run, found.content)
         self._bundles = {run.run_id: found}
 
     def _examine(
