@@ -45,7 +45,7 @@ GAMMA = 0.01  # stability constant of automatic clipping, Bu et al. 2022, sectio
 MARGIN = 1e-6  # more than all roundings of a contribution together
 FRACTION_BITS = 24  # near C as fine as float32
 SMALLEST, LARGEST = 1e-6, 1e6  # of max_grad_norm: all scales and sums stay far inside the range of float32
-BLOCK = 1 << 20  # values of which the norm is taken at once: float64 copies stay small
+BLOCK = 1 << 18  # values of which the norm is taken at once: float64 copies stay small
 
 
 class ExactSum:

@@ -108,3 +108,17 @@ def test_there_is_no_figure_without_noise(noise: float) -> None:
         statistics.mean_loss([1.0], noise, bound=1.0)
     with pytest.raises(PrivacyError):
         statistics.mean_loss([1.0], 1.0, bound=abs(noise) if noise in (0.0, math.inf) else noise)
+
+
+@pytest.mark.parametrize("noise", [1e-310, 1e-10, 1e10, 1e308])
+def test_attack_02_no_multiplier_makes_a_sum_overflow_for_some_losses_and_not_for_others(noise: float) -> None:
+    """With 1e-310 the grid was so fine that one loss of the bound was an OverflowError, and none was a figure."""
+    for losses in ([], [2.0]):
+        with pytest.raises(PrivacyError, match="lies between"):
+            statistics.noisy_sums(losses, noise, bound=2.0)
+
+
+@given(st.permutations([1.0, 1e-17, 0.3, 2**-60, 0.7, 1 - 2**-53]))
+def test_the_order_of_the_losses_changes_no_sum(losses: list[float]) -> None:
+    a, b = (statistics.noisy_sums(x, TINY, bound=1.0, noise=SecureRandom(bytes(32))) for x in (losses, sorted(losses)))
+    assert a == b
