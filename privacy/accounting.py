@@ -11,10 +11,13 @@ In the loop   the PRV accountant of Opacus (Gopi et al. 2021, arXiv 2106.02848),
 |--------------------------------------|-------------------------------------------------------------------------|
 | no events, 0 steps, or sampling_rate 0 | epsilon 0                                                             |
 | noise_multiplier 0                   | epsilon infinite, unless the event has no steps or samples nobody       |
+| noise_multiplier under `FAINT`       | sampling earns nothing: counts as rate 1, never less; else delta would  |
+|                                      | forgive what tells all about somebody now and then                      |
 | one run in many small events         | the same epsilon as in one event: equal events are merged first         |
 | very small or very large noise       | the discretisation follows the spread of the loss, so time stays bounded|
 | target already spent                 | PrivacyError                                                            |
 
+All this is for settings that are fixed beforehand; filters.py is for those that may follow from what was seen.
 The GDP accountant (central limit theorem) is not here: it can report less than is spent (6.20 for 8.39).
 """
 
@@ -37,6 +40,7 @@ from scipy.stats import norm
 from shared.errors import PrivacyError
 
 SMALLEST_NOISE, LARGEST_NOISE = 0.01, 1e6  # where `noise_multiplier_for` looks
+FAINT = 0.3  # noise under which one step at rate 1 costs epsilon 19 and more at delta 1e-5
 GRID_POINTS = 200_000  # of one step's privacy loss; more points bring epsilon closer to the truth, from above
 
 Merged = tuple[tuple[float, float, int], ...]
@@ -78,26 +82,33 @@ class Event:
         return cls(values["noise_multiplier"], values["sampling_rate"], values["steps"])
 
 
-def epsilon(events: Sequence[Event], delta: float) -> float:
-    """Epsilon per patient of all `events` together at `delta`: the number of record. See the top of this file."""
+def epsilon(events: Sequence[Event], delta: float, coarser: int = 1) -> float:
+    """Epsilon per patient of all `events` together at `delta`: the number of record. See the top of this file.
+
+    coarser   than the grid of the record, by this factor: faster, and higher, never lower
+    """
     _check_delta(delta)
-    return _epsilon(_merge(events), delta)
+    return _epsilon(_merge(events), delta, coarser)
 
 
 def deltas(events: Sequence[Event], epsilons: Sequence[float]) -> list[float]:
     """Delta of all `events` together at each epsilon >= 0: the whole profile, from which every attack is bounded.
 
-    Any attack on one patient has TPR <= e^epsilon FPR + delta at every pair (Kairouz et al. 2015, theorem 2.1). At or
-    above the truth, on a grid 32 times coarser than that of the record.
+    Any attack on one patient has TPR <= e^epsilon FPR + delta at every pair (Kairouz et al. 2015, theorem 2.1). On a grid 32 times coarser.
     """
     merged = _merge(events)
     if not merged or any(noise == 0 for noise, _, _ in merged):
         return [float(bool(merged))] * len(epsilons)
-    full = _full_batches(merged)
     if all(rate == 1 for _, rate, _ in merged):
-        mu, e = 1 / full, np.asarray(epsilons, dtype=np.float64)  # Balle and Wang 2018, theorem 8
-        return list(norm.cdf(mu / 2 - e / mu) - np.exp(e + norm.logcdf(-mu / 2 - e / mu)))
+        mu, e = 1 / _full_batches(merged), np.asarray(epsilons, dtype=np.float64)
+        return list(gaussian_deltas(np.full(len(e), mu), e))
     return [float(d) for d in _composed(merged, 32).get_delta_for_epsilon(list(epsilons))]
+
+
+def gaussian_deltas(mus: np.ndarray, epsilons: np.ndarray) -> np.ndarray:
+    """Delta of the Gaussian mechanism of each mu > 0 at each epsilon >= 0 (Balle and Wang 2018, theorem 8)."""
+    low, high = -mus / 2 - epsilons / mus, mus / 2 - epsilons / mus
+    return np.asarray(norm.cdf(high) - np.exp(epsilons + norm.logcdf(low)))
 
 
 def epsilon_prv(events: Sequence[Event], delta: float) -> float:
@@ -127,8 +138,7 @@ def noise_multiplier_for(
 ) -> float:
     """The smallest noise multiplier of four significant digits whose `steps`, after `spent`, keep within `epsilon`.
 
-    Judged by the number of record, so a ledger with that cap accepts it.
-    Raises PrivacyError when `spent` leaves nothing, or so little that more than 1e6 would be needed.
+    Judged by the number of record, so a new ledger with that cap accepts it. Raises PrivacyError when `spent` leaves nothing, or so little that more than 1e6 would be needed.
     """
     _check_delta(delta)
     if not 0 < epsilon < math.inf or steps < 1 or not 0 < sampling_rate <= 1:
@@ -162,8 +172,8 @@ def noise_multiplier_for(
 def nsr(*, parameters: int, noise_multiplier: float, sampling_rate: float, patients: int) -> float:
     """Noise over signal, per step, at one site: sqrt(d) noise_multiplier / (sampling_rate N).
 
-    The expected norm of the noise over the norm that the sum has when all expected patients pull fully the same way.
-    Real gradients agree less, so a run sees more noise than this says. Published successes lie between 0.2 and 0.9.
+    The expected norm of the noise over that of the sum when all expected patients pull fully the same way. Real gradients agree
+    less, so a run sees more noise than this says. Published successes lie between 0.2 and 0.9.
     """
     if parameters < 1 or patients < 1 or not 0 < sampling_rate <= 1 or not noise_multiplier >= 0:
         raise PrivacyError("the noise-to-signal ratio needs parameters, patients and a sampling rate above zero")
@@ -173,7 +183,7 @@ def nsr(*, parameters: int, noise_multiplier: float, sampling_rate: float, patie
 def gdp_mu(epsilon: float, delta: float) -> float:
     """The mu of the Gaussian mechanism that is exactly (epsilon, delta)-DP (Balle and Wang 2018, theorem 8).
 
-    A translation of a finished guarantee for the reader, never an accountant. Infinite for an infinite epsilon.
+    A translation for the reader, never an accountant. Infinite for an infinite epsilon.
     """
     _check_delta(delta)
     if not epsilon >= 0:
@@ -198,9 +208,8 @@ def best_attack(guarantee: float | Sequence[Event], delta: float) -> Attack:
 
     guarantee   an epsilon per patient, or the events it comes from
 
-    AUC = Phi(mu / sqrt 2), TPR(a) = Phi(Phi^-1(a) + mu) (Dong, Roth and Su 2022, equation 6). Exact for full batches. With
-    Poisson sampling it is the reading of (epsilon, delta) as mu-GDP: the profiles agree at `delta` and may differ
-    elsewhere.
+    AUC = Phi(mu / sqrt 2), TPR(a) = Phi(Phi^-1(a) + mu) (Dong, Roth and Su 2022, equation 6). Exact for full batches. With Poisson
+    sampling it reads (epsilon, delta) as mu-GDP: the profiles agree at `delta` and may differ elsewhere.
     """
     mu = gdp_mu(guarantee if isinstance(guarantee, (int, float)) else epsilon(guarantee, delta), delta)
     return Attack(float(norm.cdf(mu / math.sqrt(2))), float(norm.cdf(norm.ppf(0.01) + mu)))
@@ -216,7 +225,8 @@ def _merge(events: Sequence[Event]) -> Merged:
     steps: dict[tuple[float, float], int] = {}
     for event in events:
         if event.steps and event.sampling_rate:
-            key = (float(event.noise_multiplier), float(event.sampling_rate))
+            rate = 1.0 if event.noise_multiplier < FAINT else float(event.sampling_rate)
+            key = (float(event.noise_multiplier), rate)
             steps[key] = steps.get(key, 0) + event.steps
     return tuple((noise, rate, count) for (noise, rate), count in sorted(steps.items()))
 
@@ -233,6 +243,7 @@ def _epsilon(merged: Merged, delta: float, coarser: int = 1) -> float:
     return float(_composed(merged, coarser).get_epsilon_for_delta(delta))
 
 
+@lru_cache(maxsize=8)
 def _composed(merged: Merged, coarser: int) -> Any:
     """The privacy loss distribution of steps of which at least one is sampled."""
     full, interval = _full_batches(merged), _interval(merged) * coarser

@@ -1,58 +1,85 @@
-"""The hospital's durable record of what its patients have spent: reserve, then compute.
+"""The hospital's durable record of what its patients have spent: reserve a whole run, then draw its rounds, then compute.
 
-Guarantee     whatever crashes and whenever, the epsilon on record is at least that of the noise already released: a
-              reservation is written and fsynced before `reserve` returns, and nothing is ever refunded
+Guarantee     whatever crashes and whenever, the epsilon on record is at least that of the noise already released: a record is
+              written and fsynced, and its high-water mark too, before `draw` returns; nothing is ever refunded, nor is what a run
+              did not use. Everything on record together is (cap, delta)-DP, though runs may be chosen by what was seen (filters.py)
 Relation      add or remove all data of one patient of the cohort; all runs and rounds on that cohort compose
-Form          JSON lines, append-only, chained by hashes (chain.py); the header is record 0
-One writer    an exclusive `flock` spans read, check and append. A second writer waits, then fails with LedgerError
+Form          JSON lines, append-only, chained by hashes (chain.py); the header is record 0; reservations.py says what each means
+One writer    an exclusive `flock` spans read, check, append and mark. A second writer waits, then fails with LedgerError
 
 | edge case                            | what happens                                                               |
 |--------------------------------------|----------------------------------------------------------------------------|
-| the work would pass the cap          | BudgetExceeded; nothing is written                                         |
+| a run would pass the cap             | BudgetExceeded; nothing is written                                         |
+| a round that is on record already    | it is reserved again, alone; round 1 in another run: the whole plan is     |
+| other events under a plan's key      | PrivacyError: not the plan that was reserved                               |
+| the hospital lowered its cap         | rounds that were reserved under the old one are refused too                |
 | noise_multiplier 0                   | epsilon is infinite: BudgetExceeded, but with an infinite cap (rehearsals) |
-| killed after the write               | the reservation counts, though nothing may have been computed              |
-| last line whole, its newline missing | it counts; the next reservation ends the line first                        |
-| last line torn                       | `reserve` had not returned, so nothing was computed: the bytes move to     |
-|                                      | <name>.torn-N, and a record of kind "repair" says so                       |
-| any byte changed                     | LedgerError names the record; nothing more is reserved                     |
-| file empty or gone during use        | LedgerError: a ledger is born together with its header                     |
+| killed after the write               | the record counts, though nothing may have been computed                   |
+| last line whole, its newline missing | it counts; the next record ends the line first                             |
+| last line torn                       | `draw` had not returned, so nothing was computed: the bytes move to        |
+|                                      | <name>.torn-N, and a record of kind "repair" says so; but a line that the  |
+|                                      | mark claims was whole once: LedgerError                                    |
+| any byte changed                     | LedgerError names the record; nothing more is drawn                        |
+| shorter than a mark, another, or gone| LedgerError until the privacy office decides: high_water.py                |
+| file empty                           | LedgerError: a ledger is born together with its header                     |
 | another cohort, or a larger delta    | LedgerError                                                                |
 | another cap, or a smaller delta      | the hospital's right; every record keeps those under which it was made     |
 | who was in the cohort is not known   | the reservation counts for everybody                                       |
 | disk full, or fsync fails            | LedgerError, and the caller must not compute                               |
 
-A hash chain cannot show whole records cut from the end, or a ledger rewritten from its start. Keep the last hash that
-`verify` returns somewhere else if that must show.
+Several cohorts of one hospital, or one that changes from ingest to ingest, share one ledger: see membership.py. A ledger of an
+older version is read as it is: each of its records is a plan of its own, and it gets its mark at the next use.
 
-Several cohorts of one hospital, or one that changes from ingest to ingest, share one ledger: see membership.py. A ledger without
-lists of patients, as older versions wrote it, is read as it is, and counts for everybody.
-
-Left out: one person under two keys, which are two ledgers; a signed statement (statement.py).
-Needs a POSIX file system with flock.
+Left out: one person under two keys, which are two ledgers; a ledger rewritten together with its mark while no mark is kept
+elsewhere; a signed statement (statement.py).
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
 import math
-import os
-import time
-from collections.abc import Collection, Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from privacy import accounting, membership
-from privacy.accounting import Event
-from privacy.durable import sync_folder, told, write_new
-from shared import chain
+from privacy import accounting, filters, high_water, ledger_file, membership, reservations
+from privacy.durable import told
+from privacy.high_water import Mark
+from privacy.ledger_file import accept, begun, delta_now, delta_of, verify
+from privacy.reservations import Draw, Plan, Reservation
 from shared.chain import Chain, Record
 from shared.errors import BudgetExceeded, LedgerError, PrivacyError
 
-VERSION = 1
+__all__ = [  # of which the records, the marks and the file itself have modules of their own
+    "Draw",
+    "Drawn",
+    "Ledger",
+    "Mark",
+    "Plan",
+    "accept",
+    "begun",
+    "counted",
+    "delta_now",
+    "delta_of",
+    "draws",
+    "spent",
+    "verify",
+]
+
 TOLERANCE = 1e-9  # of the comparison with the cap: rounding only
-POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is on record after a draw, per patient.
+
+    epsilon   as the filter counts it, at the delta that was asked for
+    spent     the same if nothing was chosen by what was seen: the PLD of everything
+    mark      the ledger's high-water mark
+    """
+
+    epsilon: float
+    spent: float
+    mark: Mark
 
 
 class Ledger:
@@ -63,8 +90,9 @@ class Ledger:
     cap         epsilon per patient that the total never passes at `delta`
     separate_cohorts   count only what may have touched a patient of the cohort at hand; else everything counts for everybody
     timeout_s   how long to wait for another writer
+    marks       high-water marks known from elsewhere; the ledger must run through each
 
-    Raises LedgerError when the file is damaged, locked, of another cohort, or began with a smaller delta.
+    Raises LedgerError when the file is damaged, locked, of another cohort, began with a smaller delta, or forgot something.
     """
 
     def __init__(
@@ -76,217 +104,121 @@ class Ledger:
         delta: float,
         separate_cohorts: bool = False,
         timeout_s: float = 60.0,
+        marks: Sequence[Mark] = (),
     ) -> None:
         if not cap > 0 or not 0 < delta < 1:
             raise PrivacyError(f"a ledger needs a positive cap and a delta between 0 and 1, not {cap} and {delta}")
         self.path, self.cohort, self.cap, self.delta, self.timeout_s = Path(path), cohort, cap, delta, timeout_s
-        self.separate = separate_cohorts
-        if not self.path.exists():
-            self._create()
-        with _locked(self.path, self.timeout_s, write=True) as file:
+        self.separate, self.marks = separate_cohorts, tuple(marks)
+        ledger_file.create(self.path, self.cohort, self.delta, self.marks)
+        with ledger_file.locked(self.path, self.timeout_s, write=True) as file:
             self._open(file)
 
-    def reserve(
+    def draw(
         self,
-        event: Event,
+        plan: Plan,
+        number: int,
         *,
         run: str,
-        purpose: str,
-        members: Collection[str] | None = None,
-        then: Sequence[Event] = (),
+        members: str | Collection[str] | None = None,
         told_delta: float | None = None,
-    ) -> float:
-        """Record `event` as spent, on disk, before it is computed.
+    ) -> Drawn:
+        """Put round `number` (from 1) of `plan` on record, on disk, before it is computed; the whole plan with its first round.
 
-        run, purpose   what it is for, in the operator's words, at most 200 characters; no patient data
-        members        keyed pseudonyms of all patients that it may touch; none: not known, so it counts for everybody
-        then           what the caller is about to reserve next: refused now, together, rather than half-way
-        told_delta     delta at which epsilon is returned and named in a refusal, both of which may travel; none: the
-                       ledger's own, which may follow from the number of patients. The cap holds at the ledger's own
+        run          the engine's name of the run, at most 200 characters
+        members      who may be touched: the name of a list that `membership.keep` gave, or keyed pseudonyms of all of them;
+                     none: not known, so it counts for everybody
+        told_delta   delta at which both numbers are returned and named in a refusal, all of which may travel; none: the
+                     ledger's own, which may follow from the number of patients. The cap holds at the ledger's own
 
-        Returns epsilon per patient after it, over everything on record that counts. Raises BudgetExceeded, with nothing written,
-        when that passes the cap, and LedgerError when the record cannot be made durable. After an error, do not compute.
+        Raises BudgetExceeded, with nothing written, when the plan does not fit under the cap, PrivacyError when it is another than
+        was reserved, and LedgerError when the record cannot be made durable. After an error, do not compute.
         """
-        if max(len(run), len(purpose)) > 200:
-            raise PrivacyError("`run` and `purpose` of a reservation have at most 200 characters each")
-        with _locked(self.path, self.timeout_s, write=True) as file:
-            found = self._open(file)
-            if self.separate and members is not None:
-                groups = membership.groups(self.path, found.records, members)
-            else:
-                groups = [membership.events(found.records)]
-            before = max(groups, key=lambda spent: accounting.epsilon([*spent, event, *then], self.delta))
-            if not accounting.epsilon([*before, event, *then], self.delta) <= self.cap + TOLERANCE:
-                raise self._exceeded(before, [event, *then], told_delta)
-            after = self._worst(groups, event, self.delta)
-            with told(self.path):
-                name = None if members is None else membership.keep(self.path, members)
-            limits = {"epsilon": _finite(after), "cap": _finite(self.cap), "delta": self.delta}
-            who = {"members": name, "separate_cohorts": self.separate}
-            _append(
-                file,
-                self.path,
-                found,
-                {"kind": "reserve", **event.to_dict(), "run": run, "purpose": purpose, **limits, **who},
+        if not 1 <= number <= len(plan.rounds) or len(run) > reservations.WORDS:
+            raise PrivacyError(
+                f"round {number} of a plan of {len(plan.rounds)}, in a run whose name has {len(run)} characters: there is no such "
+                f"round, or the name is longer than {reservations.WORDS}"
             )
-        return self._worst(groups, event, told_delta or self.delta)
-
-    def events(self) -> list[Event]:
-        """Everything reserved so far, in order."""
-        return membership.events(self.records())
+        with ledger_file.locked(self.path, self.timeout_s, write=True) as file:
+            found = self._open(file)
+            before, _ = reservations.read(found.records)
+            body = reservations.next_record(before, plan, number, run)
+            with told(self.path):
+                name = membership.name_of(self.path, members)
+            body |= {"members": name, "separate_cohorts": self.separate}
+            after, _ = reservations.read([*found.records, body])
+            epsilon = counted(self._groups(after, name), self.delta)
+            if not epsilon <= self.cap + TOLERANCE:
+                raise self._exceeded(before, after, name, told_delta)
+            limits = {"epsilon": _finite(epsilon), "cap": _finite(self.cap), "delta": self.delta}
+            found = ledger_file.append(file, self.path, found, body | (limits if body["kind"] == "reserve" else {}))
+            mark = high_water.now(found.records)
+        delta, groups = told_delta or self.delta, self._groups(after, name)
+        return Drawn(counted(groups, delta), spent(groups, delta), mark)
 
     def epsilon(self) -> float:
-        """Epsilon per patient of everything reserved so far, at the ledger's delta: no patient has spent more."""
-        return membership.largest(self.path, self.records(), self.delta)
+        """Epsilon per patient of everything on record, as the filter counts it, at the ledger's delta."""
+        records = self.records()
+        return counted(membership.counted(self.path, records, reservations.read(records)[0]), self.delta)
 
     def records(self) -> list[Record]:
         """Every whole record, the header first."""
-        with _locked(self.path, self.timeout_s, write=False) as file:
-            return _read(file, self.path).records
+        with ledger_file.locked(self.path, self.timeout_s, write=False) as file:
+            return ledger_file.read(file, self.path).records
 
-    @staticmethod
-    def _worst(groups: list[list[Event]], event: Event, delta: float) -> float:
-        return max(accounting.epsilon([*before, event], delta) for before in groups)
+    def _groups(self, held: list[Reservation], members: str | None) -> list[list[Reservation]]:
+        return membership.groups(self.path, held, members) if self.separate and members is not None else [held]
 
-    def _exceeded(self, before: list[Event], asked: list[Event], told_delta: float | None) -> BudgetExceeded:
+    def _exceeded(
+        self, before: list[Reservation], after: list[Reservation], members: str | None, told_delta: float | None
+    ) -> BudgetExceeded:
         delta = told_delta or self.delta
-        spent, alone, after = (accounting.epsilon(events, delta) for events in (before, asked, [*before, *asked]))
+        so_far, together = (counted(self._groups(held, members), delta) for held in (before, after))
+        alone = filters.epsilon([r.events for r in after[len(before) :]], delta)
         own = (
             ". The cap holds at the site's own delta, at most this one: a smaller `privacy.delta` in the experiment "
             "plans with it, or the hospital sets `delta` in its file"
         )
         return BudgetExceeded(
-            f'cohort "{self.cohort}": epsilon {spent:.4f} per patient is spent and {alone:.4f} is asked, together '
-            f"{after:.4f}; the cap is {self.cap:.4f} (delta {delta:g}). Nothing was computed. Ask for more noise or "
+            f'cohort "{self.cohort}": epsilon {so_far:.4f} per patient is spent and {alone:.4f} is asked, together '
+            f"{together:.4f}; the cap is {self.cap:.4f} (delta {delta:g}). Nothing was computed. Ask for more noise or "
             f"fewer steps; only the hospital can raise `epsilon_cap`{own if told_delta else ''}"
         )
 
     def _open(self, file: int) -> Chain:
-        """Check the chain and whose it is, and set a torn last line aside. The caller holds the lock for writing."""
-        found = _read(file, self.path)
+        """Check the chain, its marks and whose it is, and set a torn last line aside. The caller holds the lock for writing."""
+        found = ledger_file.read(file, self.path)
         header = found.records[0]
-        for key, mine in (("cohort", self.cohort), ("version", VERSION)):
-            if header.get(key) != mine:
-                raise LedgerError(
-                    f'{self.path.name} is of {key} "{header.get(key)}", not "{mine}"; open it as what it is, or begin '
-                    "another ledger for another cohort"
-                )
+        if header.get("cohort") != self.cohort or header.get("version") not in ledger_file.VERSIONS:
+            raise LedgerError(
+                f'{self.path.name} is of cohort "{header.get("cohort")}" and version {header.get("version")}, not "{self.cohort}" and '
+                f"{ledger_file.VERSIONS[-1]}; open it as what it is, or begin another ledger for another cohort"
+            )
         if self.delta > header["delta"]:
             raise LedgerError(  # without saying which: it may follow from the number of patients, and this line may travel
                 f"{self.path.name} is of a smaller delta than {self.delta:g}, and a larger one would weaken what was promised; "
                 "`fedsynth privacy ledger show` says which: set `delta` to that or less"
             )
-        if not found.torn:
-            return found
         with told(self.path):
-            number = next(n for n in range(1, 10**6) if not self._aside(n).exists())
-            write_new(self._aside(number), found.torn)
-            os.truncate(file, found.whole)
-        digest = hashlib.sha256(found.torn).hexdigest()
-        moved = {"torn_file": self._aside(number).name, "torn_bytes": len(found.torn), "torn_sha256": digest}
-        _append(file, self.path, found, {"kind": "repair", **moved})
-        return _read(file, self.path)
+            high_water.check(self.path, found.records, self.marks)
+        return ledger_file.mended(file, self.path, found)
 
-    def _aside(self, number: int) -> Path:
-        return self.path.with_name(f"{self.path.name}.torn-{number}")
 
-    def _create(self) -> None:
-        """Born whole: written aside, fsynced, then linked to its name, which yields to whoever was faster."""
-        header: Record = {
-            "kind": "header",
-            "version": VERSION,
-            "time": _now(),
-            "cohort": self.cohort,
-            "delta": self.delta,
-            "unit_of_privacy": "patient",
-            "neighbouring_relation": "add or remove all data of one patient",
-        }
-        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}.{time.monotonic_ns()}")
-        with told(self.path):
-            try:
-                write_new(aside, chain.line(header, None))
-                with contextlib.suppress(FileExistsError):
-                    self.path.hardlink_to(aside)
-            finally:
-                aside.unlink(missing_ok=True)
-            sync_folder(self.path.parent)
+def counted(groups: Sequence[Sequence[Reservation]], delta: float) -> float:
+    """The most that a patient of any group has spent, as the filter counts it."""
+    return max(filters.epsilon([r.events for r in group], delta) for group in groups)
+
+
+def spent(groups: Sequence[Sequence[Reservation]], delta: float) -> float:
+    """The same if nothing was chosen by what was seen: the PLD of everything."""
+    return max(accounting.epsilon([event for r in group for event in r.events], delta) for group in groups)
+
+
+def draws(records: Sequence[Record]) -> list[Draw]:
+    """Every round that may have been computed, in order, from the records of a ledger that was verified."""
+    return reservations.read(records)[1]
 
 
 def _finite(value: float) -> float | None:
     """JSON has no infinity: null stands for it."""
     return value if math.isfinite(value) else None
-
-
-def delta_of(path: Path) -> float | None:
-    """The delta with which a ledger began: the largest at which it may be used. None where there is no ledger yet."""
-    if not path.exists():
-        return None
-    with _locked(path, timeout_s=60.0, write=False) as file:
-        return float(_read(file, path).records[0]["delta"])
-
-
-def delta_now(records: list[Record]) -> float:
-    """The delta at which the last reservation was counted, or that of the header."""
-    return float(next((r["delta"] for r in reversed(records) if "delta" in r), records[0]["delta"]))
-
-
-def verify(path: Path) -> list[Record]:
-    """Check a ledger offline, without changing it, and return its records, the header first.
-
-    Raises LedgerError naming the record when a byte was changed, a link is broken, or the last line is torn.
-    """
-    with _locked(path, timeout_s=60.0, write=False) as file:
-        found = _read(file, path)
-    if found.torn:
-        raise LedgerError(
-            f"{path.name}: record {len(found.records)} is torn: a crash while it was written, before anything was "
-            "computed for it; the next use of the ledger sets it aside"
-        )
-    return found.records
-
-
-@contextlib.contextmanager
-def _locked(path: Path, timeout_s: float, *, write: bool) -> Iterator[int]:
-    """The open file, under an exclusive lock for writing or a shared one for reading."""
-    with told(path):
-        file = os.open(path, os.O_RDWR | os.O_APPEND if write else os.O_RDONLY)
-    try:
-        patience = time.monotonic() + timeout_s
-        while True:
-            try:
-                fcntl.flock(file, (fcntl.LOCK_EX if write else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > patience:
-                    raise LedgerError(
-                        f"{path.name} is held by another writer for more than {timeout_s:g} s; wait for that run to end"
-                    ) from None
-                time.sleep(POLL_S)
-        yield file
-    finally:
-        os.close(file)
-
-
-def _read(file: int, path: Path) -> Chain:
-    with told(path):
-        found = chain.read(os.pread(file, os.fstat(file).st_size, 0), path.name)
-    for number, record in enumerate(found.records):
-        try:
-            membership.events([record])
-        except PrivacyError as error:
-            raise LedgerError(f"{path.name}: record {number} is damaged ({error})") from error
-    return found
-
-
-def _append(file: int, path: Path, found: Chain, body: Record) -> None:
-    """Add one record and wait until it is on the disk."""
-    line = chain.line({**body, "time": _now()}, found.records[-1])
-    line = line if found.ended else b"\n" + line
-    with told(path):
-        if os.write(file, line) != len(line):
-            raise LedgerError("the disk is full: the reservation could not be written, so nothing may be computed")
-        os.fsync(file)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -8,7 +8,7 @@ import pytest
 
 from privacy import accounting
 from privacy.accounting import Event
-from privacy.ledger import Ledger
+from privacy.ledger import Ledger, Plan
 from shared.errors import BudgetExceeded
 from simulations.benchmarks.adaptive_coordinator import best_epsilon
 
@@ -20,7 +20,7 @@ def admits(folder: Path, cap: float, events: tuple[Event, ...]) -> bool:
     book = Ledger(folder / "-".join(str(e.noise_multiplier) for e in events), cohort="north", cap=cap, delta=DELTA)
     try:
         for number, event in enumerate(events):
-            book.reserve(event, run=f"run-{number}", purpose="round 1")
+            book.draw(Plan(f"{number:064x}", f"run-{number}", ((event,),)), 1, run=f"run-{number}")
     except BudgetExceeded:
         return False
     return True

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from privacy.accounting import Event
-from privacy.ledger import Ledger, verify
+from privacy.ledger import Drawn, Ledger, Mark, Plan, accept, verify
 from shared.errors import LedgerError
 
 DELTA, STEP = 1e-5, Event(20.0, 1.0, 1)
@@ -19,9 +20,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ledger.jsonl"
 
 
-def use(path: Path) -> None:
-    book = Ledger(path, cohort="north", cap=8.0, delta=DELTA)
-    book.reserve(STEP, run="run-1", purpose="round 1")
+def use(path: Path, *marks: Mark) -> Drawn:
+    book = Ledger(path, cohort="north", cap=8.0, delta=DELTA, marks=marks)
+    return book.draw(Plan(secrets.token_hex(32), "demo", ((STEP,),)), 1, run="run-1")
 
 
 def two_bytes(path: Path) -> None:
