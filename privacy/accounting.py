@@ -11,8 +11,7 @@ In the loop   the PRV accountant of Opacus (Gopi et al. 2021, arXiv 2106.02848),
 |--------------------------------------|-------------------------------------------------------------------------|
 | no events, 0 steps, or sampling_rate 0 | epsilon 0                                                             |
 | noise_multiplier 0                   | epsilon infinite, unless the event has no steps or samples nobody       |
-| noise_multiplier under `FAINT`       | sampling earns nothing: counts as rate 1, never less; else delta would  |
-|                                      | forgive what tells all about somebody now and then                      |
+| noise_multiplier under `FAINT`       | counts as rate 1: delta forgives no telling of all, now and then        |
 | one run in many small events         | the same epsilon as in one event: equal events are merged first         |
 | very small or very large noise       | the discretisation follows the spread of the loss, so time stays bounded|
 | target already spent                 | PrivacyError                                                            |
@@ -83,10 +82,7 @@ class Event:
 
 
 def epsilon(events: Sequence[Event], delta: float, coarser: int = 1) -> float:
-    """Epsilon per patient of all `events` together at `delta`: the number of record. See the top of this file.
-
-    coarser   than the grid of the record, by this factor: faster, and higher, never lower
-    """
+    """Epsilon per patient of all `events` together at `delta`; `coarser` than the grid of the record: faster, and never lower."""
     _check_delta(delta)
     return _epsilon(_merge(events), delta, coarser)
 
@@ -94,7 +90,8 @@ def epsilon(events: Sequence[Event], delta: float, coarser: int = 1) -> float:
 def deltas(events: Sequence[Event], epsilons: Sequence[float]) -> list[float]:
     """Delta of all `events` together at each epsilon >= 0: the whole profile, from which every attack is bounded.
 
-    Any attack on one patient has TPR <= e^epsilon FPR + delta at every pair (Kairouz et al. 2015, theorem 2.1). On a grid 32 times coarser.
+    Any attack on one patient has TPR <= e^epsilon FPR + delta at every pair (Kairouz et al. 2015, theorem 2.1). On a grid
+    32 times coarser.
     """
     merged = _merge(events)
     if not merged or any(noise == 0 for noise, _, _ in merged):
@@ -138,7 +135,8 @@ def noise_multiplier_for(
 ) -> float:
     """The smallest noise multiplier of four significant digits whose `steps`, after `spent`, keep within `epsilon`.
 
-    Judged by the number of record, so a new ledger with that cap accepts it. Raises PrivacyError when `spent` leaves nothing, or so little that more than 1e6 would be needed.
+    Judged by the number of record, so a new ledger with that cap accepts it. Raises PrivacyError when `spent` leaves
+    nothing, or so little that more than 1e6 would be needed.
     """
     _check_delta(delta)
     if not 0 < epsilon < math.inf or steps < 1 or not 0 < sampling_rate <= 1:
@@ -181,10 +179,7 @@ def nsr(*, parameters: int, noise_multiplier: float, sampling_rate: float, patie
 
 
 def gdp_mu(epsilon: float, delta: float) -> float:
-    """The mu of the Gaussian mechanism that is exactly (epsilon, delta)-DP (Balle and Wang 2018, theorem 8).
-
-    A translation for the reader, never an accountant. Infinite for an infinite epsilon.
-    """
+    """The mu of the Gaussian that is exactly (epsilon, delta)-DP (Balle and Wang 2018, theorem 8): to read, not to account."""
     _check_delta(delta)
     if not epsilon >= 0:
         raise PrivacyError(f"epsilon is {epsilon}; it is not negative")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,10 +15,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from privacy import accounting, durable, ledger, membership, planning, statement
+from privacy import durable, ledger, membership, planning, reservations, statement
 from shared import signing
 from shared.chain import Record
-from shared.errors import LedgerError, SignatureError
+from shared.errors import LedgerError, PrivacyError, SignatureError
 
 app = typer.Typer(
     name="privacy",
@@ -25,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 ledger_app = typer.Typer(
-    name="ledger", help="Read, verify and sign for a hospital's ledger. Never changes it.", no_args_is_help=True
+    name="ledger", help="Read, verify and sign for a hospital's ledger. Only `accept` changes it.", no_args_is_help=True
 )
 app.add_typer(ledger_app)
 
@@ -83,49 +84,89 @@ def plan(
 
 @ledger_app.command(epilog="Example: fedsynth privacy ledger show sites/north/ledger.jsonl")
 def show(path: LedgerPath, as_json: AsJson = False) -> None:
-    """Print every reservation of a ledger and the epsilon per patient after it. Verifies the chain first."""
+    """Print every plan that a ledger reserved, how many of its rounds were drawn, and the epsilon per patient after it.
+
+    "counted" is what the filter counts, which holds the cap though each plan may have been chosen by what those before it
+    gave; "alone" is what the plan costs by itself.
+    """
     records = ledger.verify(path)
+    found = _summary(path, records)
     if as_json:
-        typer.echo(json.dumps({**_summary(path, records), "records": records}))
+        typer.echo(json.dumps({**found, "records": records}))
         return
-    header = records[0]
-    title = f'cohort "{escape(header["cohort"])}", delta {ledger.delta_now(records):g}'
-    table = Table(title=title, **LOOK)
-    for name in ("", "time", "run", "purpose", "noise", "rate", "steps", "epsilon", "cap"):
-        words = name in ("run", "purpose")
-        table.add_column(name, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    held = {r.record: r for r in reservations.read(records)[0]}
+    table = Table(title=f'cohort "{_words(found["cohort"])}", delta {found["delta"]:g}', **LOOK)
+    for name in ("", "time", "plan", "drawn", "noise", "rate", "steps", "alone", "counted", "cap"):
+        table.add_column(name, justify="left" if name == "plan" else "right", no_wrap=name != "plan", overflow="fold")
     for r in records[1:]:
+        start = (str(r["index"]), r["time"][:16])
         if r["kind"] == "reserve":
-            numbers = (f"{r['noise_multiplier']:g}", f"{r['sampling_rate']:g}", str(r["steps"]))
-            ends = (_shown(r["epsilon"], ".4f"), _shown(r["cap"], "g"))
-            table.add_row(str(r["index"]), r["time"][:16], escape(r["run"]), escape(r["purpose"]), *numbers, *ends)
-        else:
-            table.add_row(
-                str(r["index"]), r["time"][:16], "", f"{r['kind']}: {r.get('torn_bytes', 0)} torn bytes set aside"
+            plan = held[r["index"]]
+            events = statement.merged(plan)
+            numbers = [(f"{e.noise_multiplier:g}", f"{e.sampling_rate:g}", str(e.steps)) for e in events]
+            drawn = f"{len(plan.drawn)}/{len(plan.rounds)}"
+            alone = ledger.spent([[plan]], found["delta"])
+            ends = (
+                _shown(alone if math.isfinite(alone) else None, ".2f"),
+                _shown(r["epsilon"], ".2f"),
+                _shown(r["cap"], "g"),
             )
+            table.add_row(*start, _words(plan.name), drawn, *numbers[0], *ends)
+            for more in numbers[1:]:
+                table.add_row("", "", "", "", *more)
+        elif r["kind"] == "repair":
+            table.add_row(*start, f"repair: {r.get('torn_bytes', 0)} torn bytes set aside")
+        elif r["kind"] == "accepted":
+            table.add_row(*start, f"accepted by {_words(r['who'])}, though records were lost: {_words(r['why'])}")
     Console().print(table)
-    typer.echo(f"epsilon per patient: {_shown(_summary(path, records)['epsilon'], '.4f')}")
+    typer.echo(_told(found))
 
 
 @ledger_app.command(epilog="Example: fedsynth privacy ledger verify sites/north/ledger.jsonl --json")
 def verify(path: LedgerPath, as_json: AsJson = False) -> None:
-    """Check every byte and link of a ledger. Exit code 1, naming the record, when one was changed.
+    """Check every byte and link of a ledger, and that it runs through its high-water mark. Exit code 1, naming what is wrong.
 
-    Records cut from the end leave no trace in the file: compare the last hash with one noted earlier.
+    A ledger that was brought back together with its mark shows only against a mark or a hash that was kept elsewhere.
     """
     found = _summary(path, ledger.verify(path))
     if as_json:
         typer.echo(json.dumps(found))
         return
     typer.echo(
-        f"{path}: {found['records']} records, unbroken\ncohort: {found['cohort']}\n"
-        f"epsilon per patient: {_shown(found['epsilon'], '.4f')} at delta {found['delta']:g}\nlast hash: {found['last_hash']}"
+        f"{path}: {found['records']} records, unbroken, up to its mark\ncohort: {found['cohort']}\n"
+        f"{_told(found)}\nlast hash: {found['last_hash']}"
     )
+    for made in found["accepted"]:
+        lost = ", ".join(f"{mark['records']} records" for mark in made["lost"]) or "a mark that could not be read"
+        typer.echo(f"accepted by {made['who']} on {made['time'][:10]}, with {lost} lost: {made['why']}")
     if found["counted_for_everybody"]:
         typer.echo(
             f"{found['counted_for_everybody']} reservation(s) count for everybody: their list of patients is missing, was "
             "changed, or never was"
         )
+
+
+@ledger_app.command(
+    epilog='Example: fedsynth privacy ledger accept ledger.jsonl --who "Dr. A. Office" --why "disk failed; backup of May 3"'
+)
+def accept(
+    path: LedgerPath,
+    who: Annotated[str, typer.Option(help="Who decides: a person of the privacy office.")],
+    why: Annotated[str, typer.Option(help="Why work may go on although records are lost.")],
+    mark: Annotated[
+        list[str] | None, typer.Option(help="RECORDS:HASH of a mark kept elsewhere, as the refusal names it.")
+    ] = None,
+) -> None:
+    """Go on with a ledger that lost records. The privacy office's decision: what was lost is no longer counted, for anybody.
+
+    First restore the ledger from a backup, as new as there is. The decision stays in the ledger, in `show`, `verify` and
+    every statement. Where the ledger is gone, it is the first record of the next one.
+    """
+    lost = ledger.accept(path, who, why, [_mark(text) for text in mark or []])
+    named = ", ".join(map(str, lost)) or "one that could not be read"
+    typer.echo(
+        f"{path}: accepted by {who}. What was spent beyond the records that are left counts no more. Lost mark: {named}"
+    )
 
 
 @ledger_app.command(epilog="Example: fedsynth privacy ledger export ledger.jsonl --key office.pem --out statement.json")
@@ -166,11 +207,11 @@ def check_statement(
     if as_json:
         typer.echo(json.dumps({**said, "fingerprint": signing.fingerprint(signer)}))
         return
-    epsilon, cap = _shown(said["epsilon"], ".4f"), _shown(said["cap"], "g")
+    cap = _shown(said["cap"], "g")
     typer.echo(
         f"{path}: not a byte was changed since it was signed\n"
         f"cohort: {said['cohort']}, {said['records']} records, {said['time']}\n"
-        f"epsilon per patient: {epsilon} at delta {said['delta']:g}, cap {cap}\n"
+        f"{_told(said)}, cap {cap}\n"
         f"last hash: {said['last_hash']}\npublic key: {signing.fingerprint(signer)}"
     )
     if public is None:
@@ -184,20 +225,45 @@ def _shown(value: float | None, digits: str) -> str:
     return "infinite" if value is None else f"{value:{digits}}"
 
 
+def _told(found: dict[str, Any]) -> str:
+    """Both numbers; a statement of version 1 has one."""
+    counted, spent = _shown(found["epsilon"], ".4f"), _shown(found.get("spent", found["epsilon"]), ".4f")
+    return (
+        f"epsilon per patient, counted by the filter: {counted}; spent if nothing was chosen by what was seen: {spent} "
+        f"(delta {found['delta']:g})"
+    )
+
+
+def _words(text: str) -> str:
+    """Words of others, for a terminal."""
+    return escape("".join(c if c.isprintable() else "?" for c in text))
+
+
+def _mark(text: str) -> ledger.Mark:
+    if not re.fullmatch("[0-9]{1,12}:[0-9a-f]{64}", text):
+        raise PrivacyError(f"--mark {text[:80]!r} is no RECORDS:HASH")
+    records, digest = text.split(":")
+    return ledger.Mark(int(records), digest)
+
+
 def _summary(path: Path, records: list[Record]) -> dict[str, Any]:
-    header, delta = records[0], ledger.delta_now(records)
-    groups = membership.counted(path, records)
-    largest = max(accounting.epsilon(events, delta) for events in groups)
+    said = statement.body(path, records)
+    kept = (
+        "cohort",
+        "delta",
+        "unit_of_privacy",
+        "neighbouring_relation",
+        "records",
+        "epsilon",
+        "spent",
+        "accepted",
+        "last_hash",
+    )
+    held = reservations.read(records)[0]
     return {
-        "cohort": header["cohort"],
-        "delta": delta,
-        "unit_of_privacy": header["unit_of_privacy"],
-        "neighbouring_relation": header["neighbouring_relation"],
-        "records": len(records),
-        "epsilon": largest if math.isfinite(largest) else None,
-        "groups": len(groups),
-        "counted_for_everybody": membership.unknown(path, records),
-        "last_hash": records[-1]["hash"],
+        **{key: said[key] for key in kept},
+        "groups": len(said["groups"]),
+        "counted_for_everybody": membership.unknown(path, held),
     }
 
 

@@ -16,18 +16,19 @@ The account   epsilon of [PLD of the first plan] x [Gaussian of mu = sqrt(sum of
 Why it holds. Let delta_M(e) = sup P(loss > e) - exp(e) Q(loss > e) for all real e, and H(e, m) that of the Gaussian with mu^2 = m.
 1. A later plan i, at rate 1 throughout, is the Gaussian of mu_i^2 = sum of steps / noise^2. A sampled one lies under a Gaussian
    but for d_i: delta_i(e) <= d_i + (1 - d_i) H(e, mu_i^2) for all e >= 0 in both directions, and so for all real e. It is therefore
-   no more than a process on that Gaussian, which with probability d_i may see everything (Blackwell; Dong, Roth and Su 2022, theorem 2).
-2. Gaussians compose under full adaptivity as if they had been fixed (Smith and Thakurta 2022, arXiv 2210.17520; Koskela et al. 2023,
-   arXiv 2209.15596). In short: with mu^2 = m left, let V be the most that can be reached. By induction over the plans
+   no more than a process on that Gaussian, which with probability d_i may see everything (Blackwell; Dong, Roth and Su
+   2022, theorem 2).
+2. Gaussians compose under full adaptivity as if they had been fixed (Smith and Thakurta 2022, arXiv 2210.17520; Koskela et
+   al. 2023, arXiv 2209.15596). In short: with mu^2 = m left, let V be the most that can be reached. By induction over the plans
    V(e, m) <= sup over a <= m of E[H(e - loss_a, m - a)] = H(e, m), because the losses of Gaussians add up to one of the sum.
-3. The first plan is fixed before anything is seen of the patient, so V after it is at most E[H(e - loss_1, m)]: the composition of its
-   PLD with the Gaussian of m.
+3. The first plan is fixed before anything is seen of the patient, so V after it is at most E[H(e - loss_1, m)]: the
+   composition of its PLD with the Gaussian of m.
 4. The chance that any plan ever "sees everything" is at most the sum of all d_i, which is at most A delta however many plans
-   come: plan i of those that need one takes d_i = A delta / (n k (k + 1)), n = 2^(k-1) <= i < 2^k. It is taken off delta as a whole and in
-   advance: were it taken off as it is used, a coordinator could choose, by what it saw, between the plans that need it and more of
-   those that do not.
-5. Plans that run side by side are covered too: a filter that is valid for mechanisms which answer once is valid for interactive ones
-   that interleave (Haney et al. 2023, arXiv 2309.05901, for f-DP; Vadhan and Zhang 2023, arXiv 2207.08335).
+   come: plan i of those that need one takes d_i = A delta / (n k (k + 1)), n = 2^(k-1) <= i < 2^k. It is taken off delta as
+   a whole and in advance: were it taken off as it is used, a coordinator could choose, by what it saw, between the plans
+   that need it and more of those that do not.
+5. Plans that run side by side are covered too: a filter that is valid for mechanisms which answer once is valid for
+   interactive ones that interleave (Haney et al. 2023, arXiv 2309.05901, for f-DP; Vadhan and Zhang 2023, arXiv 2207.08335).
 
 | edge case                                  | what happens                                                             |
 |--------------------------------------------|--------------------------------------------------------------------------|
@@ -38,8 +39,8 @@ Why it holds. Let delta_M(e) = sup P(loss > e) - exp(e) Q(loss > e) for all real
 | tiny noise at a tiny rate                  | counts as rate 1 (`accounting.FAINT`)                                    |
 | a sampled plan that no Gaussian lies above | counted at rate 1, which is never less than the truth                    |
 
-The domination is looked at on a grid: delta_i and H both fall, so delta_i(e_k) <= d + (1 - d) H(e_k+1, m) for all k covers what lies between,
-and from the last point on delta_i <= d. delta_i is that of accounting.py, at or above the truth.
+The domination is looked at on a grid: delta_i and H both fall, so delta_i(e_k) <= d + (1 - d) H(e_k+1, m) for all k covers
+what lies between, and from the last point on delta_i <= d. delta_i is that of accounting.py, at or above the truth.
 
 Left out: whom a plan touched (membership.py), and what is on record (ledger.py).
 """
@@ -84,7 +85,7 @@ def epsilon(plans: Sequence[Sequence[Event]], delta: float) -> float:
 
 
 def _share(number: int) -> float:
-    """The part of the allowance for the plan of this number, from 1. All together 1 at most; equal in groups of 1, 2, 4, ... plans."""
+    """The part of the allowance for the plan of this number, from 1. All together at most 1; equal for 1, 2, 4, ... plans."""
     k = number.bit_length()
     return 1 / (2 ** (k - 1) * k * (k + 1))
 

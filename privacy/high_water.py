@@ -1,11 +1,12 @@
-"""The high-water mark of a ledger: how many records it had, and the hash of the last. A ledger that does not run through it is not used.
+"""The high-water mark of a ledger: how many records it had, and the hash of the last. A ledger that does not run through it
+is not used.
 
-The chain (shared/chain.py) shows a changed byte, but not a tail that was cut off, or a file that is gone. So the mark lies beside the
-ledger, in <name>.mark, and the caller may hold others elsewhere: in the node's journal, at the coordinator.
+The chain (shared/chain.py) shows a changed byte, but not a tail that was cut off, or a file that is gone. So the mark lies
+beside the ledger, in <name>.mark, and the caller may hold others elsewhere: in the node's journal, at the coordinator.
 
 Guarantee     a record for which something was computed is never forgotten unnoticed, while one of its marks is left: a mark is
-              written, fsynced and renamed to its name, and the folder fsynced (without which a power cut could bring back the old name),
-              before the ledger's `draw` returns
+              written, fsynced and renamed to its name, and the folder fsynced (without which a power cut could bring back
+              the old name), before the ledger's `draw` returns
 Relation      none: what the records mean is the ledger's
 
 | edge case                                            | what happens                                                             |
@@ -17,9 +18,9 @@ Relation      none: what the records mean is the ledger's
 | the mark itself is damaged                           | LedgerError                                                              |
 | ledger, lists and mark brought back together from a backup | only a mark from elsewhere shows it                                |
 
-A decision of the privacy office is a record of kind "accepted": who, why, and the marks that did not hold. It excuses these marks and no
-other, and stays in the ledger for ever. Where the ledger is gone, the decision waits in the mark's file, and is the first
-record of the next one; a backup that is put back meanwhile must run through the lost marks as before.
+A decision of the privacy office is a record of kind "accepted": who, why, and the marks that did not hold. It excuses these
+marks and no other, and stays in the ledger for ever. Where the ledger is gone, the decision waits in the mark's file, and
+is the first record of the next one; a backup that is put back meanwhile must run through the lost marks as before.
 
 Left out: locking (ledger.py), and whether who decides may decide.
 """
@@ -91,7 +92,9 @@ def load(ledger: Path) -> Kept | None:
         decision(waits["who"], waits["why"], _lost(waits))
         return Kept(None, {**waits, "time": str(waits["time"])})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, PrivacyError):
-        raise LedgerError(f"{file_of(ledger).name} is damaged, so nobody knows how long the ledger was; {_cure(ledger)}") from None
+        raise LedgerError(
+            f"{file_of(ledger).name} is damaged, so nobody knows how long the ledger was; {_cure(ledger)}"
+        ) from None
 
 
 def known(ledger: Path, marks: Sequence[Mark]) -> list[Mark]:
@@ -120,7 +123,9 @@ def missing(ledger: Path, marks: Sequence[Mark]) -> None:
     kept = load(ledger)
     excused = _excused([kept.decision]) if kept and kept.decision else set[Mark]()
     if lost := [mark for mark in known(ledger, marks) if mark not in excused]:
-        raise LedgerError(f"{ledger.name} is gone, and once had {max(m.records for m in lost)} records; {_cure(ledger, lost)}")
+        raise LedgerError(
+            f"{ledger.name} is gone, and once had {max(m.records for m in lost)} records; {_cure(ledger, lost)}"
+        )
 
 
 def check(ledger: Path, records: Sequence[Record], marks: Sequence[Mark]) -> None:
@@ -129,10 +134,14 @@ def check(ledger: Path, records: Sequence[Record], marks: Sequence[Mark]) -> Non
     if lost := unheld(ledger, records, marks):
         most = max(lost, key=lambda mark: mark.records)
         raise LedgerError(
-            f"{ledger.name} has {len(records)} records and does not run through its mark at {most.records}: it was cut, or another one "
-            f"lies in its place; {_cure(ledger, lost)}"
+            f"{ledger.name} has {len(records)} records and does not run through its mark at {most.records}: it was cut, or "
+            f"another one lies in its place; {_cure(ledger, lost)}"
         )
-    forgotten = kept is None or (kept.decision is not None and kept.decision["time"] not in _times(records))
+    if kept is None:
+        forgotten = True
+    else:  # a decision that waits for a new ledger, and no mark that this one could be held against
+        waits = kept.decision
+        forgotten = waits is not None and not waits["lost"] and waits["time"] not in _times(records)
     if forgotten and any(_always_marked(record) for record in records):
         raise LedgerError(f"{file_of(ledger).name} is gone, so nobody knows how long the ledger was; {_cure(ledger)}")
 
@@ -175,6 +184,6 @@ def _always_marked(record: Record) -> bool:
 def _cure(ledger: Path, lost: Sequence[Mark] = ()) -> str:
     named = "".join(f" --mark {mark}" for mark in lost)
     return (
-        "nothing may be computed. Restore it from a backup that is as new; failing that, the privacy office decides: `fedsynth privacy "
-        f"ledger accept {ledger.name}{named} --who NAME --why TEXT`"
+        "nothing may be computed. Restore it from a backup that is as new; failing that, the privacy office decides: `fedsynth "
+        f"privacy ledger accept {ledger.name}{named} --who NAME --why TEXT`"
     )

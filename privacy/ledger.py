@@ -189,11 +189,12 @@ class Ledger:
         """Check the chain, its marks and whose it is, and set a torn last line aside. The caller holds the lock for writing."""
         found = ledger_file.read(file, self.path)
         header = found.records[0]
-        if header.get("cohort") != self.cohort or header.get("version") not in ledger_file.VERSIONS:
-            raise LedgerError(
-                f'{self.path.name} is of cohort "{header.get("cohort")}" and version {header.get("version")}, not "{self.cohort}" and '
-                f"{ledger_file.VERSIONS[-1]}; open it as what it is, or begin another ledger for another cohort"
-            )
+        for key, mine in (("cohort", (self.cohort,)), ("version", ledger_file.VERSIONS)):
+            if header.get(key) not in mine:
+                raise LedgerError(
+                    f'{self.path.name} is of {key} "{header.get(key)}", not "{mine[-1]}"; open it as what it is, or begin '
+                    "another ledger for another cohort"
+                )
         if self.delta > header["delta"]:
             raise LedgerError(  # without saying which: it may follow from the number of patients, and this line may travel
                 f"{self.path.name} is of a smaller delta than {self.delta:g}, and a larger one would weaken what was promised; "

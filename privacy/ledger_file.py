@@ -75,12 +75,13 @@ def verify(path: Path, marks: Sequence[Mark] = ()) -> list[Record]:
 
 
 def accept(path: Path, who: str, why: str, marks: Sequence[Mark] = ()) -> list[Mark]:
-    """Go on although records are lost, by a decision of the privacy office that stays on record. Returns the marks that did not hold.
+    """Go on although records are lost, by a decision of the privacy office that stays on record. Returns the marks that did
+    not hold.
 
     marks   from elsewhere, as the refusal names them
 
-    Where the ledger is gone, the decision is the first record of the next one. Raises PrivacyError when nothing is lost, and LedgerError
-    when the file that is there is damaged: restore it, or move it away first.
+    Where the ledger is gone, the decision is the first record of the next one. Raises PrivacyError when nothing is lost,
+    and LedgerError when the file that is there is damaged: restore it, or move it away first.
     """
     high_water.decision(who, why, [])
     if not path.exists():

@@ -63,15 +63,27 @@ def default_delta(patients: int) -> float:
 
     The power of ten is there so that a delta does not tell N: it says no more than how many digits N has, from 10,001 up.
     """
+    largest_delta(patients)
+    return float(f"1e-{max(5, len(str(10 * patients - 1)))}")
+
+
+def largest_delta(patients: int) -> float:
+    """1 / (10 N): the largest with which a plan makes sense."""
     if patients < 1:
         raise PrivacyError(f"{patients} patients cannot be protected; there is at least one")
-    return float(f"1e-{max(5, len(str(10 * patients - 1)))}")
+    return 1 / (10 * patients)
 
 
 def plan(schedule: Schedule) -> Plan:
     """The smallest noise that keeps within the target, and what follows. Raises PrivacyError for impossible numbers."""
     if schedule.rounds < 1 or schedule.sites < 1:
         raise PrivacyError(f"{schedule.rounds} rounds over {schedule.sites} sites: there is at least one of each")
+    most = largest_delta(schedule.patients)
+    if schedule.delta > most:
+        raise PrivacyError(
+            f"delta {schedule.delta:g} is no promise to {schedule.patients} patients: it may forgive telling one of them whole; "
+            f"take {most:g} or less"
+        )
     steps = schedule.rounds * schedule.steps
     noise = noise_multiplier_for(
         epsilon=schedule.epsilon, delta=schedule.delta, sampling_rate=schedule.sampling_rate, steps=steps
@@ -99,9 +111,10 @@ def plan(schedule: Schedule) -> Plan:
 
 def alternatives(schedule: Schedule) -> dict[str, Plan]:
     """One change at a time, by name. Those that make no difference to `schedule` are left out."""
+    twice = 2 * schedule.patients
     changed = {
         "1/10 parameters": replace(schedule, parameters=max(1, schedule.parameters // 10)),
-        "twice the patients": replace(schedule, patients=2 * schedule.patients),
+        "twice the patients": replace(schedule, patients=twice, delta=min(schedule.delta, largest_delta(twice))),
         "half the rounds": replace(schedule, rounds=(schedule.rounds + 1) // 2),
         "sampling rate 1": replace(schedule, sampling_rate=1.0),
         "half the rate": replace(schedule, sampling_rate=schedule.sampling_rate / 2),

@@ -124,9 +124,17 @@ def next_record(reservations: Sequence[Reservation], plan: Plan, number: int, ru
     held = latest(reservations, plan.key)
     if held is not None and held.rounds != plan.rounds:
         raise PrivacyError(
-            f'"{plan.name}" is not the plan that was reserved under its key: a run keeps the noise, rates, steps and rounds it began with'
+            f'"{plan.name}" is not the plan that was reserved under its key: a run keeps the noise, rates, steps and rounds '
+            "that it began with"
         )
-    whole = {"kind": "reserve", "key": plan.key, "name": plan.name, "rounds": _spelled(plan.rounds), "round": number, "run": run}
+    whole = {
+        "kind": "reserve",
+        "key": plan.key,
+        "name": plan.name,
+        "rounds": _spelled(plan.rounds),
+        "round": number,
+        "run": run,
+    }
     if held is None or (number == 1 and held.drawn.get(1, run) != run):
         return whole
     if number not in held.drawn:
@@ -147,7 +155,7 @@ def _reservation(index: int, record: Record) -> Reservation:
 def _draw(index: int, record: Record, found: dict[int, Reservation]) -> Draw:
     of = found[record["of"] if record["kind"] == "draw" else index]
     old = "rounds" not in record and record["kind"] == "reserve"
-    number, run = (1 if old else record["round"]), record.get("run", "")
+    number, run = (1, str(record.get("run", ""))) if old else (record["round"], record["run"])
     if type(number) is not int or number < 1 or not isinstance(run, str):
         raise PrivacyError(f"it draws round {number}")
     if record["kind"] == "draw" and (not of.whole or number in of.drawn):

@@ -1,11 +1,14 @@
 """A signed statement of what a hospital's ledger holds, for its privacy office: checked offline, without the ledger or with it.
 
-Says          cohort, unit of privacy, neighbouring relation, delta, cap, every event of every run, epsilon per patient by PLD (the
-              largest, and of each group of patients that the ledger counts apart), the hash of the last record and how many
-              there are, the software, the time by this machine's clock
-Guarantee     not a byte was changed since the holder of the key signed it (shared/signing.py). With the ledger at hand: its chain
-              runs through the record that the statement names, and the figures follow from it
+Says          cohort, unit of privacy, neighbouring relation, delta, cap; every plan that was reserved, its events and which of its
+              rounds were drawn; epsilon per patient as the filter counts it, and what was spent if nothing was chosen by
+              what was seen (the largest, and of each group of patients that the ledger counts apart); every decision to go
+              on without lost records; the hash of the last record and how many there are, the software, the time by this
+machine's clock Guarantee     not a byte was changed since the holder of the key signed it (shared/signing.py). With the
+              ledger at hand: its chain runs through the record that the statement names, and the figures follow from it
 Not in it     patients, their number or their pseudonyms
+
+A statement of version 1, whose epsilon is what version 2 calls spent, is checked too.
 
 Left out: a trusted time, and a proof that the ledger itself was not rewritten before the signature: keep statements, so that a
 ledger which no longer runs through an old one shows.
@@ -21,12 +24,14 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from privacy import accounting, ledger, membership
+from privacy import accounting, ledger, membership, reservations
+from privacy.accounting import Event
+from privacy.reservations import Reservation
 from shared import signing
 from shared.chain import Record
 from shared.errors import LedgerError, SignatureError
 
-KIND, VERSION = "fedsynth-privacy-statement", 1
+KIND, VERSIONS = "fedsynth-privacy-statement", (1, 2)
 FOLLOWS = (
     "cohort",
     "unit_of_privacy",
@@ -47,39 +52,60 @@ def make(path: Path, key: Ed25519PrivateKey) -> bytes:
 def body(path: Path, records: list[Record]) -> dict[str, Any]:
     """What is signed, for the first records of the ledger at `path`. An infinite epsilon or cap is null."""
     header, delta = records[0], ledger.delta_now(records)
-    spent = [r for r in records if r["kind"] == "reserve"]
-    runs: dict[str, list[Record]] = {}
-    for record in spent:
-        runs.setdefault(record["run"], []).append(record)
-    groups = membership.counted(path, records)
-    epsilons = [accounting.epsilon(events, delta) for events in groups]
+    held, draws = reservations.read(records)
+    groups = membership.counted(path, records, held)
     return {
         "kind": KIND,
-        "version": VERSION,
+        "version": VERSIONS[-1],
         "cohort": header["cohort"],
         "unit_of_privacy": header["unit_of_privacy"],
         "neighbouring_relation": header["neighbouring_relation"],
         "delta": delta,
-        "cap": spent[-1]["cap"] if spent else None,
-        "accountant": f"PLD, dp-accounting {version('dp-accounting')}",
-        "epsilon": _finite(max(epsilons)),
+        "cap": next((r["cap"] for r in reversed(records) if "cap" in r), None),
+        "accountant": f"PLD, dp-accounting {version('dp-accounting')}; Gaussian filter between plans",
+        "epsilon": _finite(ledger.counted(groups, delta)),
+        "spent": _finite(ledger.spent(groups, delta)),
         "groups": [
-            {"epsilon": _finite(e), "steps": sum(event.steps for event in events)}
-            for e, events in zip(epsilons, groups, strict=True)
-        ],
-        "runs": [
             {
-                "run": name,
-                "epsilon": _finite(accounting.epsilon(membership.events(of), delta)),
-                "events": [{key: r[key] for key in ("purpose", "time", *membership.EVENT_KEYS)} for r in of],
+                "epsilon": _finite(ledger.counted([group], delta)),
+                "spent": _finite(ledger.spent([group], delta)),
+                "steps": sum(event.steps for r in group for event in r.events),
             }
-            for name, of in runs.items()
+            for group in groups
         ],
+        "plans": [
+            {
+                "record": r.record,
+                "name": r.name,
+                "time": records[r.record]["time"],
+                "epsilon": _finite(accounting.epsilon(r.events, delta)),
+                "rounds": len(r.rounds),
+                "events": [event.to_dict() for event in merged(r)],
+                "drawn": [{"round": number, "run": run} for number, run in sorted(r.drawn.items())],
+            }
+            for r in held
+        ],
+        "draws": len(draws),
+        "accepted": accepted(records),
         "records": len(records),
         "last_hash": records[-1]["hash"],
         "software": f"fedsynth {version('fedsynth')}",
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def merged(reservation: Reservation) -> list[Event]:
+    """All rounds' events of a reservation, equal ones added up, in order."""
+    steps: dict[tuple[float, float], int] = {}
+    for event in reservation.events:
+        key = (event.noise_multiplier, event.sampling_rate)
+        steps[key] = steps.get(key, 0) + event.steps
+    return [Event(noise, rate, count) for (noise, rate), count in steps.items()]
+
+
+def accepted(records: list[Record]) -> list[dict[str, Any]]:
+    """The privacy office's decisions to go on without lost records."""
+    return [{key: r[key] for key in ("who", "why", "time", "lost")} for r in records if r["kind"] == "accepted"]
 
 
 def check(
@@ -93,11 +119,13 @@ def check(
     Raises SignatureError when a byte was changed or it is no privacy statement, LedgerError when it is not of this ledger.
     """
     said, signer = signing.unseal(data, public)
-    if said.get("kind") != KIND or said.get("version") != VERSION:
+    if said.get("kind") != KIND or said.get("version") not in VERSIONS:
         raise SignatureError(
-            f"this is a signed document of kind {said.get('kind')} {said.get('version')}, not {KIND} {VERSION}"
+            f"this is a signed document of kind {said.get('kind')} {said.get('version')}, not {KIND} {VERSIONS[-1]}"
         )
-    lacking = {*FOLLOWS, "epsilon", "runs", "time"} - set(said)
+    old = said["version"] == VERSIONS[0]
+    numbers = {"epsilon": "spent"} if old else {"epsilon": "epsilon", "spent": "spent"}  # said -> as it is called now
+    lacking = {*FOLLOWS, *numbers, "runs" if old else "plans", "time"} - set(said)
     count = said.get("records")
     if lacking or not isinstance(count, int) or count < 1:
         raise SignatureError(f"the statement lacks {sorted(lacking)[0] if lacking else 'a number of records'}")
@@ -110,10 +138,18 @@ def check(
             )
         found = body(path, records[:count])
         wrong = [key for key in FOLLOWS if found[key] != said[key]]
-        wrong += [] if _close(found["epsilon"], said["epsilon"]) else ["epsilon"]
-        if wrong or [r["events"] for r in found["runs"]] != [r.get("events") for r in said["runs"]]:
-            raise LedgerError(f"the statement's {(wrong or ['runs'])[0]} does not follow from {path.name}")
+        wrong += [name for name, now in numbers.items() if not _close(found[now], said[name])]
+        if not old:
+            wrong += [key for key in ("accepted", "draws") if found[key] != said.get(key)]
+            wrong += [] if _plain(found["plans"]) == _plain(said["plans"]) else ["plans"]
+        if wrong:
+            raise LedgerError(f"the statement's {wrong[0]} does not follow from {path.name}")
     return said, signer
+
+
+def _plain(plans: Any) -> list[Any]:
+    """What a statement says of each plan, without epsilon, which another version of the accountant may discretise otherwise."""
+    return [{key: value for key, value in plan.items() if key != "epsilon"} for plan in plans]
 
 
 def _close(a: float | None, b: float | None) -> bool:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from privacy import planning
+from privacy import filters, planning
 from privacy.accounting import Event, epsilon
 from privacy.cli import app
-from privacy.ledger import Ledger
+from privacy.ledger import Ledger, Plan
 from shared.errors import LedgerError, PrivacyError
 
 
@@ -69,6 +69,11 @@ def test_the_default_delta_is_well_under_one_over_the_patients() -> None:
     assert tree["plan"]["delta"] == 1e-6
 
 
+def test_attack_10_a_delta_that_may_tell_a_patient_whole_is_refused_with_the_largest_sensible_one() -> None:
+    assert "take 0.001 or less" in fails(PrivacyError, "plan", "--patients", "100", "--delta", "0.1")
+    assert run("plan", "--patients", "100", "--delta", "0.001", "--parameters", "300").exit_code == 0
+
+
 @pytest.mark.parametrize(
     "words", [["--epsilon", "0"], ["--epsilon", "nan"], ["--sampling-rate", "2"], ["--delta", "1"]]
 )
@@ -77,7 +82,8 @@ def test_impossible_plans_are_one_line(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["plan"], ["ledger", "show"], ["ledger", "verify"], ["ledger", "export"], ["ledger", "check-statement"]]
+    "words",
+    [["plan"], *(["ledger", name] for name in ("show", "verify", "accept", "export", "check-statement"))],
 )
 def test_help_gives_an_example(words: list[str]) -> None:
     assert "Example: fedsynth privacy" in run(*words, "--help").stdout
@@ -86,18 +92,22 @@ def test_help_gives_an_example(words: list[str]) -> None:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     book = Ledger(tmp_path / "ledger.jsonl", cohort="north", cap=8.0, delta=1e-5)
-    book.reserve(Event(4.0, 1.0, 4), run="demo [bold]", purpose="round 1")
-    book.reserve(Event(4.0, 1.0, 4), run="demo", purpose="round 2")
+    for key, name in (("1" * 64, "demo [bold]"), ("2" * 64, "second \x1b[31m")):
+        book.draw(Plan(key, name, ((Event(4.0, 1.0, 4),), (Event(4.0, 0.5, 2),))), 1, run="7")
     return book.path
 
 
 def test_show_and_verify_tell_the_epsilon_of_record_and_change_nothing(path: Path) -> None:
-    before, total = path.read_bytes(), epsilon([Event(4.0, 1.0, 8)], 1e-5)
+    run_1 = [Event(4.0, 1.0, 4), Event(4.0, 0.5, 2)]
+    before, total, spent = path.read_bytes(), filters.epsilon([run_1, run_1], 1e-5), epsilon(run_1 * 2, 1e-5)
     for command in ("show", "verify"):
         told = run("ledger", command, str(path))
         assert told.exit_code == 0
         assert f"{total:.4f}" in told.stdout
+        assert f"{spent:.4f}" in told.stdout
+        assert spent < total < spent * 1.1
         tree = json.loads(run("ledger", command, str(path), "--json").stdout)
+        assert tree["spent"] == spent
         assert (tree["epsilon"], tree["cohort"], tree["records"] if command == "verify" else 3) == (total, "north", 3)
         assert tree["last_hash"] == json.loads(before.splitlines()[-1])["hash"]
     assert path.read_bytes() == before
@@ -106,8 +116,9 @@ def test_show_and_verify_tell_the_epsilon_of_record_and_change_nothing(path: Pat
 def test_show_prints_the_words_of_a_run_as_they_are(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     told = run("ledger", "show", str(path)).stdout
-    for words in ("demo [bold]", "round 1", "round 2"):
+    for words in ("demo [bold]", "second ?[31m", "1/2"):
         assert words in told
+    assert "\x1b" not in told
 
 
 def test_show_tells_of_a_repair(path: Path) -> None:

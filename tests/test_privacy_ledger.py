@@ -15,7 +15,7 @@ import pytest
 
 from privacy import accounting, filters, high_water, ledger_file
 from privacy.accounting import Event
-from privacy.ledger import Drawn, Ledger, Plan, delta_now, delta_of, draws, verify
+from privacy.ledger import Ledger, Mark, Plan, delta_now, delta_of, draws, verify
 from shared import chain
 from shared.errors import BudgetExceeded, LedgerError, PrivacyError
 
@@ -402,3 +402,133 @@ def test_only_an_infinite_cap_admits_work_without_noise_and_its_record_says_null
     assert last["cap"] is None
     with pytest.raises(BudgetExceeded):
         reserve(Ledger(tmp_path / "ledger.jsonl", cohort="c", cap=8.0, delta=1e-5), Event(5.0, 1.0, 1))
+
+
+RUN = "a" * 64
+
+
+def test_a_run_is_reserved_whole_and_its_rounds_cost_nothing_more(path: Path) -> None:
+    book = opened(path)
+    three = plan(STEP, STEP, STEP, key=RUN)
+    told = [book.draw(three, number, run="1") for number in (1, 3, 2)]
+    assert {t.epsilon for t in told} == {t.spent for t in told} == {accounting.epsilon([STEP] * 3, DELTA)}
+    assert [r["kind"] for r in verify(path)[1:]] == ["reserve", "draw", "draw"]
+    assert [t.mark for t in told] == [Mark(n, verify(path)[n - 1]["hash"]) for n in (2, 3, 4)]
+    assert [(d.key, d.number, d.run, d.events) for d in draws(verify(path))] == [
+        (RUN, n, "1", (STEP,)) for n in (1, 3, 2)
+    ]
+
+
+def test_a_round_that_was_drawn_is_charged_again_and_so_is_a_run_that_begins_again(path: Path) -> None:
+    book, two = opened(path), plan(STEP, STEP, key=RUN)
+    for number, run in ((1, "1"), (1, "1"), (2, "1"), (2, "1"), (2, "2"), (1, "2"), (2, "2"), (1, "2")):
+        told = book.draw(two, number, run=run)
+    kinds = [(r["kind"], len(r.get("rounds", [])), "retry_of" in r) for r in verify(path)[1:]]
+    whole, drawn, retry = ("reserve", 2, False), ("draw", 0, False), ("reserve", 1, True)
+    assert kinds == [whole, retry, drawn, retry, retry, whole, drawn, retry]
+    assert len(draws(verify(path))) == 8  # one for each update that may have left
+    assert told.spent == accounting.epsilon([STEP] * (2 * 2 + 4), DELTA)
+    assert told.epsilon == filters.epsilon([[STEP] * n for n in (2, 1, 1, 1, 2, 1)], DELTA)
+
+
+def test_what_does_not_fit_whole_is_refused_before_its_first_round(path: Path) -> None:
+    book = opened(path, cap=accounting.epsilon([STEP] * 2, DELTA))
+    with pytest.raises(BudgetExceeded):
+        book.draw(plan(STEP, STEP, STEP), 1, run="1")
+    book.draw(plan(STEP, STEP, key=RUN), 1, run="1")
+    before = path.read_bytes()
+    for number, run in ((1, "1"), (1, "2")):  # neither again nor anew
+        with pytest.raises(BudgetExceeded):
+            book.draw(plan(STEP, STEP, key=RUN), number, run=run)
+    assert path.read_bytes() == before
+    book.draw(plan(STEP, STEP, key=RUN), 2, run="1")
+
+
+def test_anything_else_than_the_plan_that_was_reserved_is_refused(path: Path) -> None:
+    book = opened(path)
+    book.draw(plan(STEP, STEP, key=RUN), 1, run="1")
+    before = path.read_bytes()
+    for other in ((STEP,), (STEP, STEP, STEP), (STEP, Event(19.0, 1.0, 1)), (STEP, Event(20.0, 1.0, 2))):
+        for number, run in ((1, "1"), (1, "2"), (len(other), "1")):
+            with pytest.raises(PrivacyError, match="not the plan that was reserved"):
+                book.draw(plan(*other, key=RUN), number, run=run)
+    for number in (0, 3, -1):
+        with pytest.raises(PrivacyError, match="no such"):
+            book.draw(plan(STEP, STEP, key=RUN), number, run="1")
+    assert path.read_bytes() == before
+
+
+def test_rounds_reserved_under_a_cap_that_the_hospital_lowered_are_refused(path: Path) -> None:
+    opened(path).draw(plan(STEP, STEP, key=RUN), 1, run="1")
+    with pytest.raises(BudgetExceeded):
+        opened(path, cap=spent(1)).draw(plan(STEP, STEP, key=RUN), 2, run="1")
+    assert len(draws(verify(path))) == 1
+
+
+@pytest.mark.parametrize("key", ["", "A" * 64, "a" * 63, 7])
+def test_a_plan_that_is_none_is_refused(key: object) -> None:
+    with pytest.raises(PrivacyError):
+        Plan(key, "demo", ((STEP,),))  # type: ignore[arg-type]
+    for rounds in ((), ((),), ((STEP,) * 17,), ((STEP,),) * 10_001):
+        with pytest.raises(PrivacyError):
+            Plan(RUN, "demo", rounds)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"kind": "draw", "of": 1, "round": 1, "run": "1"},  # a second time
+        {"kind": "draw", "of": 1, "round": 9, "run": "1"},
+        {"kind": "draw", "of": 0, "round": 1, "run": "1"},
+        {"kind": "draw", "of": 1, "round": True, "run": "1"},
+        {"kind": "draw", "of": 1, "round": -1, "run": "1"},
+        {"kind": "draw", "of": 1, "round": 2},
+        {"kind": "reserve", "key": RUN, "name": "demo", "rounds": [[{"steps": 1}]], "round": 1, "run": "1"},
+        {"kind": "reserve", "key": RUN, "name": "demo", "rounds": 7, "round": 1, "run": "1"},
+        {"kind": "accepted", "who": "me", "why": "so", "lost": [{"records": 0, "hash": "no"}]},
+    ],
+)
+def test_records_that_are_well_chained_but_say_nothing_sensible_are_found(path: Path, body: dict) -> None:
+    opened(path).draw(plan(STEP, STEP, key=RUN), 1, run="1")
+    path.write_bytes(path.read_bytes() + chain.line({"time": "", **body}, verify(path)[-1]))
+    for use in (lambda: verify(path), lambda: opened(path)):
+        with pytest.raises(LedgerError, match="record 2 is damaged"):
+            use()
+
+
+# As the version before high-water marks and whole plans wrote it: two rounds of one run, the second with a list of patients
+OLD = (
+    '{"cohort":"north","delta":1e-05,"hash":"769146db5e769e14f06292bc3dab28e9b1398711f700d46ee32402faad546390","index":0,'
+    '"kind":"header","neighbouring_relation":"add or remove all data of one patient","previous":"'
+    + "0"
+    * 64
+    + '","time":"2026-11-28T03:01:59+00:00","unit_of_privacy":"patient","version":1}\n'
+    '{"cap":8.0,"delta":1e-05,"epsilon":1.9930914044151198,"hash":'
+    '"932fdf8ed09828901be6a9f2dd9347753f7e90a282ccf4ddbd1813b4f1a79eeb","index":1,"kind":"reserve","members":null,'
+    '"noise_multiplier":4.0,"previous":"769146db5e769e14f06292bc3dab28e9b1398711f700d46ee32402faad546390",'
+    '"purpose":"demo, round 1","run":"17","sampling_rate":1.0,"separate_cohorts":false,"steps":4,'
+    '"time":"2026-11-28T03:01:59+00:00"}\n'
+    '{"cap":8.0,"delta":1e-05,"epsilon":2.943225239801325,"hash":'
+    '"51a014b088f014994241a1129b82c1e6ee3d4726ad7ed1bee609bb8601a16e70","index":2,"kind":"reserve","members":'
+    '"96d7d896bf82d0eb9e36764b3b477bc6a07a2301eda20b31475fb0cba5d41361","noise_multiplier":4.0,"previous":'
+    '"932fdf8ed09828901be6a9f2dd9347753f7e90a282ccf4ddbd1813b4f1a79eeb","purpose":"demo, round 2","run":"17",'
+    '"sampling_rate":1.0,"separate_cohorts":false,"steps":4,"time":"2026-11-28T03:01:59+00:00"}\n'
+)
+
+
+def test_a_ledger_of_the_older_version_is_read_counts_and_goes_on_in_the_new_form(path: Path) -> None:
+    path.write_text(OLD)
+    old = [[Event(4.0, 1.0, 4)]] * 2
+    assert [(d.name, d.number, d.run) for d in draws(verify(path))] == [
+        ("demo, round 1", 1, "17"),
+        ("demo, round 2", 1, "17"),
+    ]
+    assert not high_water.file_of(path).exists()
+    book = opened(path)
+    assert high_water.load(path) == high_water.Kept(high_water.now(verify(path)))  # it gets its mark at the next use
+    assert book.epsilon() == filters.epsilon(old, DELTA)
+    told = book.draw(plan(STEP, key=RUN), 1, run="18")
+    assert told.epsilon == filters.epsilon([*old, [STEP]], DELTA)
+    assert told.spent == accounting.epsilon([*old[0] * 2, STEP], DELTA)
+    assert path.read_text().startswith(OLD)
+    assert (told.mark.records, verify(path)[-1]["key"]) == (4, RUN)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+import secrets
 from collections.abc import Collection
 from pathlib import Path
 
@@ -11,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from privacy import accounting, ledger, membership
+from privacy import accounting, filters, ledger, membership, reservations
 from privacy.accounting import Event
 from privacy.cli import app
-from privacy.ledger import Ledger, verify
+from privacy.ledger import Ledger, Plan, counted, verify
 from shared import chain
-from shared.errors import BudgetExceeded, LedgerError
+from shared.errors import BudgetExceeded, LedgerError, PrivacyError
 
 DELTA = 1e-5
 STEP = Event(20.0, 1.0, 1)
@@ -28,17 +30,23 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ledger.jsonl"
 
 
-def reserve(path: Path, members: Collection[str] | None, *, apart: bool = True, cap: float = 8.0) -> float:
+def reserve(path: Path, members: str | Collection[str] | None, *, apart: bool = True, cap: float = 8.0) -> float:
     book = Ledger(path, cohort="key", cap=cap, delta=DELTA, separate_cohorts=apart)
-    return book.reserve(STEP, run="r", purpose="p", members=members)
+    return book.draw(plan(), 1, run="r", members=members).epsilon
+
+
+def plan(*more: Event) -> Plan:
+    """Another than all others."""
+    return Plan(secrets.token_hex(32), "p", ((STEP, *more),))
 
 
 def spent(count: int) -> float:
-    return accounting.epsilon([Event(20.0, 1.0, count)], DELTA)
+    return filters.epsilon([[STEP]] * count, DELTA)
 
 
 def total(path: Path) -> float:
-    return membership.largest(path, verify(path), DELTA)
+    records = verify(path)
+    return counted(membership.counted(path, records, reservations.read(records)[0]), DELTA)
 
 
 def test_a_patient_of_two_cohorts_is_charged_for_both(path: Path) -> None:
@@ -91,6 +99,28 @@ def test_a_ledger_of_an_older_version_counts_for_everybody(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", ["remove", "add a line", "drop a line", "flip", "empty", "no text"])
+def test_groups_that_were_changed_count_for_everybody_until_they_are_written_anew(path: Path, spoil: str) -> None:
+    reserve(path, NORTH)
+    file = membership.groups_file(path)
+    good = file.read_bytes()
+    bad = {
+        "add a line": good + good,
+        "drop a line": b"[]\n",
+        "flip": bytes([good[0] ^ 1]) + good[1:],
+        "empty": b"",
+        "no text": b"\xff\xfe",
+    }
+    south = membership.keep(path, SOUTH)
+    if spoil == "remove":
+        file.unlink()
+    else:
+        file.write_bytes(bad[spoil])
+    assert reserve(path, south) == spent(2)  # by name: the lists are not opened
+    assert reserve(path, NORTH) == spent(2)  # and now they are known again
+    assert total(path) == spent(2)
+
+
+@pytest.mark.parametrize("spoil", ["remove", "add a line", "drop a line", "flip", "empty", "no text"])
 def test_a_list_that_was_changed_counts_for_everybody_and_is_written_anew(path: Path, spoil: str) -> None:
     reserve(path, NORTH)
     (file,) = membership.folder(path).iterdir()
@@ -117,6 +147,9 @@ def test_a_list_is_named_by_what_it_holds_in_the_chain_and_is_for_its_owner_alon
     reserve(path, {"ann", "bob"})
     (file,) = membership.folder(path).iterdir()
     assert [r["members"] for r in verify(path)[1:]] == [file.stem, file.stem]
+    assert file.stem in membership.groups_file(path).read_text()
+    assert not {"ann", "bob"} & set(re.findall("[a-z]+", membership.groups_file(path).read_text()))
+    assert membership.groups_file(path).stat().st_mode & 0o077 == 0
     assert file.read_text() == "ann\nbob\n"
     assert file.stat().st_mode & 0o077 == 0
     assert membership.folder(path).stat().st_mode & 0o077 == 0
@@ -132,6 +165,7 @@ def test_verify_says_how_many_reservations_count_for_everybody(path: Path) -> No
     told = CliRunner().invoke(app, ["ledger", "verify", str(path)]).stdout
     assert "count for everybody" not in told
     (membership.folder(path) / f"{verify(path)[1]['members']}.txt").unlink()
+    membership.keep(path, BOTH)
     told = CliRunner().invoke(app, ["ledger", "verify", str(path)]).stdout
     assert "1 reservation(s) count for everybody" in told
 
@@ -141,26 +175,26 @@ def test_a_list_that_cannot_be_written_stops_the_work(path: Path) -> None:
     membership.folder(path).write_text("in the way")
     before = path.read_bytes()
     with pytest.raises(LedgerError, match="nothing may be computed"):
-        book.reserve(STEP, run="r", purpose="p", members=NORTH)
+        book.draw(plan(), 1, run="r", members=NORTH)
     assert path.read_bytes() == before
 
 
 def test_what_comes_next_is_refused_before_the_first_is_charged(path: Path) -> None:
     book = Ledger(path, cohort="key", cap=spent(2), delta=DELTA)
     with pytest.raises(BudgetExceeded):
-        book.reserve(STEP, run="r", purpose="p", then=[STEP, STEP])
+        book.draw(plan(STEP, STEP), 1, run="r")
     assert len(verify(path)) == 1
-    assert book.reserve(STEP, run="r", purpose="p", then=[STEP]) == spent(1)
+    assert book.draw(plan(STEP), 1, run="r").epsilon == accounting.epsilon([STEP, STEP], DELTA)
 
 
 def test_what_travels_is_told_at_the_other_delta_and_the_cap_holds_at_the_ledgers_own(path: Path) -> None:
     book = Ledger(path, cohort="key", cap=spent(1), delta=1e-7)
     with pytest.raises(BudgetExceeded, match="own delta") as error:
-        book.reserve(STEP, run="r", purpose="p", told_delta=DELTA)
+        book.draw(plan(), 1, run="r", told_delta=DELTA)
     assert f"{spent(1):.4f} is asked" in str(error.value)
     assert "1e-07" not in str(error.value)
     book = Ledger(path, cohort="key", cap=8.0, delta=1e-7)
-    assert book.reserve(STEP, run="r", purpose="p", told_delta=DELTA) == spent(1)
+    assert book.draw(plan(), 1, run="r", told_delta=DELTA).epsilon == spent(1)
     assert verify(path)[-1]["epsilon"] == accounting.epsilon([STEP], 1e-7)
 
 
@@ -195,3 +229,52 @@ def test_no_patient_ever_passes_the_cap_whatever_the_cohorts(
 
 def found(path: Path) -> list[dict[str, object]]:
     return ledger.verify(path) if path.exists() else []
+
+
+def test_a_cohort_that_changes_within_a_run_counts_the_whole_plan_for_who_came_and_for_who_left(path: Path) -> None:
+    book = Ledger(path, cohort="key", cap=8.0, delta=DELTA, separate_cohorts=True)
+    two = Plan("a" * 64, "p", ((STEP,), (STEP,)))
+    whole = accounting.epsilon([STEP, STEP], DELTA)
+    assert book.draw(two, 1, run="r", members=NORTH).epsilon == whole
+    assert reserve(path, SOUTH) == spent(1)
+    both = filters.epsilon([[STEP, STEP], [STEP]], DELTA)
+    assert book.draw(two, 2, run="r", members=SOUTH).epsilon == both
+    assert total(path) == both
+    assert reserve(path, {"eve"}) == spent(1)
+
+
+def test_a_change_of_cohort_within_a_run_is_refused_where_the_plan_does_not_fit_for_who_came(path: Path) -> None:
+    whole = accounting.epsilon([STEP, STEP], DELTA)
+    book = Ledger(path, cohort="key", cap=whole, delta=DELTA, separate_cohorts=True)
+    two = Plan("a" * 64, "p", ((STEP,), (STEP,)))
+    book.draw(two, 1, run="r", members=NORTH)
+    reserve(path, SOUTH, cap=whole)
+    with pytest.raises(BudgetExceeded):
+        book.draw(two, 2, run="r", members=SOUTH)
+    book.draw(two, 2, run="r", members=NORTH)
+
+
+def test_a_list_that_is_named_but_unknown_counts_for_everybody_and_no_name_is_a_path(path: Path) -> None:
+    name = membership.keep(path, NORTH)
+    assert reserve(path, name) == spent(1)
+    assert reserve(path, "f" * 64) == spent(2)
+    assert reserve(path, membership.keep(path, SOUTH)) == spent(2)
+    for wrong in ("../ledger", "F" * 64, "f" * 63, ""):
+        with pytest.raises(PrivacyError, match="64 hex digits"):
+            reserve(path, wrong)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sets(st.sampled_from("abcde"), min_size=1), min_size=1, max_size=6))
+def test_groups_without_the_lists_are_the_groups_of_the_lists(
+    tmp_path_factory: pytest.TempPathFactory, cohorts: list[set[str]]
+) -> None:
+    path = tmp_path_factory.mktemp("ledger") / "ledger.jsonl"
+    names = [membership.keep(path, cohort) for cohort in cohorts]
+    for file in membership.folder(path).iterdir():
+        file.unlink()
+    held = [reservations.Reservation(n, "", "", ((STEP,),), {name}, whole=True) for n, name in enumerate(names)]
+    for name, cohort in zip(names, cohorts, strict=True):
+        found = {frozenset(r.record for r in group) for group in membership.groups(path, held, name)}
+        each = {frozenset(n for n, other in enumerate(cohorts) if who in other) for who in cohort}
+        assert found == {mine for mine in each if not any(mine < other for other in each)}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 import stat
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from privacy import statement
+from privacy import filters, high_water, statement
 from privacy.accounting import Event, epsilon
 from privacy.cli import app
-from privacy.ledger import Ledger, verify
+from privacy.ledger import Ledger, Plan, verify
 from shared import signing
 from shared.errors import FedsynthError, LedgerError, SignatureError
 
@@ -24,10 +25,14 @@ DELTA, STEP = 1e-5, Event(20.0, 1.0, 1)
 def path(tmp_path: Path) -> Path:
     """Two runs; bob is in both cohorts, which are counted apart."""
     path = tmp_path / "ledger.jsonl"
-    for run, members in (("first", {"ann", "bob"}), ("second", {"bob", "cid"}), ("second", {"bob", "cid"})):
+    for run, members in (("first", {"ann", "bob"}), ("second", {"bob", "cid"}), ("third", {"bob", "cid"})):
         book = Ledger(path, cohort="north", cap=8.0, delta=DELTA, separate_cohorts=True)
-        book.reserve(STEP, run=run, purpose="round 1", members=members)
+        book.draw(plan(), 1, run=run, members=members)
     return path
+
+
+def plan(event: Event = STEP, name: str = "demo") -> Plan:
+    return Plan(secrets.token_hex(32), name, ((event,), (event,)))
 
 
 def run(*words: str | Path) -> Result:
@@ -56,10 +61,15 @@ def test_a_statement_says_what_was_spent_and_names_nobody(path: Path, exported: 
     said = json.loads(run("check-statement", exported, "--json").stdout)
     assert (said["cohort"], said["delta"], said["cap"], said["unit_of_privacy"]) == ("north", DELTA, 8.0, "patient")
     assert said["neighbouring_relation"] == "add or remove all data of one patient"
-    assert said["epsilon"] == epsilon([STEP] * 3, DELTA)  # bob
-    assert [r["run"] for r in said["runs"]] == ["first", "second"]
-    assert [r["epsilon"] for r in said["runs"]] == [epsilon([STEP] * n, DELTA) for n in (1, 2)]
-    assert [len(r["events"]) for r in said["runs"]] == [1, 2]
+    assert said["epsilon"] == filters.epsilon(
+        [[STEP] * 2] * 3, DELTA
+    )  # bob, of whom three runs of two rounds are reserved
+    assert said["spent"] == epsilon([STEP] * 6, DELTA)
+    assert [(p["name"], p["rounds"], p["epsilon"]) for p in said["plans"]] == [
+        ("demo", 2, epsilon([STEP] * 2, DELTA))
+    ] * 3
+    assert [p["drawn"] for p in said["plans"]] == [[{"round": 1, "run": run}] for run in ("first", "second", "third")]
+    assert [p["events"] for p in said["plans"]] == [[{**STEP.to_dict(), "steps": 2}]] * 3
     assert (said["records"], said["last_hash"]) == (4, verify(path)[-1]["hash"])
     assert said["software"].startswith("fedsynth ")
     for name in ("ann", "bob", "cid", verify(path)[1]["members"]):
@@ -72,7 +82,8 @@ def test_a_statement_is_checked_without_the_ledger_with_it_and_with_the_key(path
     for words in ((), with_key, ("--ledger", path), (*with_key, "--ledger", path)):
         done = run("check-statement", exported, *words)
         assert done.exit_code == 0, done.exception
-        assert f"{epsilon([STEP] * 3, DELTA):.4f}" in done.stdout
+        assert f"{filters.epsilon([[STEP] * 2] * 3, DELTA):.4f}" in done.stdout
+        assert f"{epsilon([STEP] * 6, DELTA):.4f}" in done.stdout
         assert ("by comparing the public key" in done.stdout) == ("--public-key" not in words)
 
 
@@ -86,17 +97,20 @@ def test_one_flipped_byte_fails(exported: Path) -> None:
 def test_a_ledger_that_grew_still_carries_its_statement_and_one_that_was_cut_or_changed_does_not(
     path: Path, exported: Path
 ) -> None:
-    Ledger(path, cohort="north", cap=8.0, delta=DELTA).reserve(STEP, run="third", purpose="round 1")
+    Ledger(path, cohort="north", cap=8.0, delta=DELTA).draw(plan(), 1, run="fourth")
     assert run("check-statement", exported, "--ledger", path).exit_code == 0
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[:3]))  # a whole record cut from the end: the chain alone cannot show it
+    path.write_bytes(b"".join(lines[:3]))  # a whole record cut from the end, and its mark set back as well
+    high_water.keep(path, high_water.Kept(high_water.now([json.loads(line) for line in lines[:3]])))
     verify(path)
     assert "was cut" in fails(LedgerError, "check-statement", exported, "--ledger", path)
     path.write_bytes(b"".join(lines).replace(b'"steps":1', b'"steps":2', 1))
     assert "record 1 is damaged" in fails(LedgerError, "check-statement", exported, "--ledger", path)
 
 
-@pytest.mark.parametrize(("key", "value"), [("epsilon", 0.5), ("cap", 1.0), ("cohort", "south"), ("runs", [])])
+@pytest.mark.parametrize(
+    ("key", "value"), [("epsilon", 0.5), ("cap", 1.0), ("cohort", "south"), ("plans", []), ("spent", 0.5)]
+)
 def test_a_statement_that_is_signed_but_does_not_follow_from_the_ledger_is_found(
     path: Path, key: str, value: object
 ) -> None:
@@ -137,7 +151,7 @@ def test_a_damaged_ledger_is_not_signed_for(path: Path) -> None:
 
 def test_a_rehearsal_without_noise_is_infinite_in_every_command(tmp_path: Path) -> None:
     path, out = tmp_path / "ledger.jsonl", tmp_path / "statement.json"
-    Ledger(path, cohort="c", cap=math.inf, delta=DELTA).reserve(Event(0.0, 1.0, 1), run="r", purpose="baseline")
+    Ledger(path, cohort="c", cap=math.inf, delta=DELTA).draw(plan(Event(0.0, 1.0, 1)), 1, run="r")
     assert run("export", path, "--key", tmp_path / "office.pem", "--out", out).exit_code == 0
     for words in (("show", path), ("verify", path), ("check-statement", out, "--ledger", path)):
         assert "infinite" in run(*words).stdout

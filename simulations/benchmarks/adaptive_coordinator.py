@@ -6,8 +6,8 @@ rule still admits, the one that serves it best. What it reaches is a true lower 
 
     delta(eps, path) = max over admitted queries of  sum over outcomes of  P(outcome) delta(eps - loss(outcome), path + query)
 
-Outcomes are cells of the real line with their exact masses under both neighbours. To look only at cells is to process the answer, so
-the bound stays one; the last answer is taken whole, in closed form.
+Outcomes are cells of the real line with their exact masses under both neighbours. To look only at cells is to process the
+answer, so the bound stays one; the last answer is taken whole, in closed form.
 """
 
 from __future__ import annotations
