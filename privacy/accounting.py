@@ -39,6 +39,7 @@ from scipy.stats import norm
 from shared.errors import PrivacyError
 
 SMALLEST_NOISE, LARGEST_NOISE = 0.01, 1e6  # where `noise_multiplier_for` looks
+NONE = 1e-6  # noise that counts as none: epsilon 5e11 and more, and arithmetic that ends
 FAINT = 0.3  # noise under which one step at rate 1 costs epsilon 19 and more at delta 1e-5
 GRID_POINTS = 200_000  # of one step's privacy loss; more points bring epsilon closer to the truth, from above
 
@@ -66,8 +67,8 @@ class Event:
             raise PrivacyError(f"noise_multiplier is {self.noise_multiplier}; it is finite and not negative")
         if not 0 <= self.sampling_rate <= 1:
             raise PrivacyError(f"sampling_rate is {self.sampling_rate}; it lies in [0, 1]")
-        if self.steps < 0:
-            raise PrivacyError(f"steps is {self.steps}; it is not negative")
+        if not 0 <= self.steps < 2**53:
+            raise PrivacyError("steps is negative, or 2**53 or more")
 
     def to_dict(self) -> dict[str, float | int]:
         """Plain values; `from_dict` gives the same event back, bit for bit, also through JSON."""
@@ -221,8 +222,8 @@ def _merge(events: Sequence[Event]) -> Merged:
     for event in events:
         if event.steps and event.sampling_rate:
             rate = 1.0 if event.noise_multiplier < FAINT else float(event.sampling_rate)
-            key = (float(event.noise_multiplier), rate)
-            steps[key] = steps.get(key, 0) + event.steps
+            noise = 0.0 if event.noise_multiplier < NONE else min(float(event.noise_multiplier), LARGEST_NOISE)
+            steps[noise, rate] = steps.get((noise, rate), 0) + event.steps
     return tuple((noise, rate, count) for (noise, rate), count in sorted(steps.items()))
 
 

@@ -60,7 +60,9 @@ from shared.errors import PrivacyError
 ALLOWANCE = 0.01  # A: the part of delta for what lies above a Gaussian
 COARSER = 8  # than the grid of the record, for several plans: 1e-5 higher, five times as fast
 POINTS = 3_000  # of the grid on which domination is looked at
-SPREAD = np.geomspace(1e-4, 600.0, 300)  # where it is looked for how far that grid must reach; exp() ends at 709
+SPREAD = [
+    float(e) for e in np.geomspace(1e-4, 600.0, 300)
+]  # where it is looked for how far that grid must reach; exp() ends at 709
 
 
 def epsilon(plans: Sequence[Sequence[Event]], delta: float) -> float:
@@ -87,12 +89,13 @@ def epsilon(plans: Sequence[Sequence[Event]], delta: float) -> float:
 def _share(number: int) -> float:
     """The part of the allowance for the plan of this number, from 1. All together at most 1; equal for 1, 2, 4, ... plans."""
     k = number.bit_length()
-    return 1 / (2 ** (k - 1) * k * (k + 1))
+    return 1.0 / (1 << (k - 1)) / (k * (k + 1))
 
 
 def _square(plan: Sequence[Event]) -> float:
     """mu^2 of a plan if all its steps had rate 1."""
-    return math.fsum(e.steps / e.noise_multiplier**2 if e.noise_multiplier**2 else math.inf for e in plan)
+    faint = any(e.noise_multiplier < accounting.NONE for e in plan)
+    return math.inf if faint else math.fsum(e.steps / e.noise_multiplier / e.noise_multiplier for e in plan)
 
 
 @lru_cache(maxsize=1024)
@@ -116,8 +119,8 @@ def _dominating(plan: tuple[Event, ...], d: float) -> float:
 @lru_cache(maxsize=64)
 def _profile(plan: tuple[Event, ...], d: float) -> tuple[np.ndarray, np.ndarray]:
     """Epsilons from 0 to where delta is at most `d`, and delta at each. Empty when it stays above."""
-    below = np.flatnonzero(np.asarray(accounting.deltas(plan, SPREAD)) <= d)
-    if not len(below):
+    reach = next((e for e, found in zip(SPREAD, accounting.deltas(plan, SPREAD), strict=True) if found <= d), None)
+    if reach is None:
         return np.empty(0), np.empty(0)
-    epsilons = np.linspace(0.0, SPREAD[below[0]], POINTS + 1)
-    return epsilons, np.asarray(accounting.deltas(plan, epsilons))
+    epsilons = [float(e) for e in np.linspace(0.0, reach, POINTS + 1)]
+    return np.array(epsilons), np.array(accounting.deltas(plan, epsilons))
