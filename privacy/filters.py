@@ -2,8 +2,8 @@
 
 A plan is a run whose noise, sampling rates and steps are fixed before the first of its steps: inside it, composing privacy loss
 distributions is exact (accounting.py). Between plans it is not: a coordinator that takes the next settings from the last answers
-reaches epsilon 13 where that composition says 8, in two steps (simulations/benchmarks/adaptive_coordinator.py); that a filter
-of this natural kind is not valid in general is shown in arXiv 2602.06756.
+reaches epsilon 9.45 where that composition says 8, in two steps (simulations/benchmarks/adaptive_coordinator.py);
+that a filter of this natural kind is not valid in general is shown in arXiv 2602.06756.
 
 Guarantee     while `epsilon(plans, delta)` <= cap is asked before each plan, and refused otherwise, everything together is
               (cap, delta)-DP, whatever was looked at before the plans were chosen, stopped or interleaved. It is a filter: the

@@ -156,3 +156,17 @@ def test_a_rehearsal_without_noise_is_infinite_in_every_command(tmp_path: Path) 
     for words in (("show", path), ("verify", path), ("check-statement", out, "--ledger", path)):
         assert "infinite" in run(*words).stdout
     assert json.loads(run("verify", path, "--json").stdout)["epsilon"] is None
+
+
+@pytest.mark.parametrize("epsilon_said", [1.0, 0.5])
+def test_a_statement_of_the_older_version_is_still_checked(path: Path, epsilon_said: float) -> None:
+    now = statement.body(path, verify(path))
+    signer = signing.load_or_make(path.with_name("office.pem"))
+    old = {key: now[key] for key in ("kind", "time", *statement.FOLLOWS)}
+    old |= {"version": 1, "epsilon": now["spent"] * epsilon_said, "runs": [], "groups": []}
+    path.with_name("old.json").write_bytes(signing.seal(signer, old))
+    words = ("check-statement", path.with_name("old.json"), "--ledger", path)
+    if epsilon_said == 1.0:
+        assert run(*words).exit_code == 0
+    else:
+        assert "epsilon does not follow" in fails(LedgerError, *words)
