@@ -33,7 +33,7 @@ from shared.errors import DataError, LedgerError, SignatureError
 PAPERS = r"manifest\.jsonl|manifest\.seal|report\.html"
 WORK_FILES = re.compile(
     PAPERS
-    + r"|pseudonym\.key|ledger\.jsonl(\.[a-z0-9-]+)?|ledger\.mark|ledger\.groups\.json|ledger\.members/[0-9a-f]{64}\.txt"
+    + r"|pseudonym\.key|ledger\.jsonl(\.[a-z0-9-]+)?|\.?ledger\.mark(\.new)?|ledger\.groups\.json|ledger\.members/[0-9a-f]{64}\.txt"
     r"|site\.yaml|reply\.kept|release-checks\.jsonl|\.release-checks\.lock|node/(node\.key(\.[0-9]+)?|kit\.json|cohort\.json|reply\.kept)"
     r"|cohort/([a-z2-7]{16}\.npz|cohort\.(id|names))"
     r"|finished/[0-9a-f]{24}/(manifest\.jsonl|[a-z2-7]{16}\.npz)"
