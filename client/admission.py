@@ -27,13 +27,14 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
-from client import budget, dataset, policy, replies
+from client import budget, dataset, policy, reply_cache
 from client.answers import Answers
 from client.dataset import Facts
-from privacy import statistics
+from privacy import noisy_statistics
 from privacy.ledger import Drawn, Mark
 from shared import messages, weights, wire
-from shared.config import Experiment, Site
+from shared.config.experiment import Experiment
+from shared.config.site import Site
 from shared.errors import MessageError, PolicyError, WeightsError
 from shared.messages import TrainReply, Verdict
 from shared.network import Model, shapes
@@ -71,7 +72,7 @@ def round_of(content: RecordDict, site: Site) -> Round:
     policy.check(site, experiment, noise_multiplier)
     received = wire.tensors(arrays, _expected(site, experiment), "the request's arrays")
     policy.check_weights(site, received)
-    figures = statistics.asked(experiment.privacy.statistics, number)
+    figures = noisy_statistics.asked(experiment.privacy.statistics, number)
     return Round(experiment, number, noise_multiplier, received, figures, messages.request_id(content))
 
 
@@ -99,10 +100,10 @@ def spend(
     """
     facts = dataset.facts(work)
     policy.check_cohort(site, asked.experiment, facts)
-    if (kept := replies.find(work, asked.request)) is not None:
+    if (kept := reply_cache.find(work, asked.request)) is not None:
         return kept
     drawn = budget.charge(site, work, facts, asked.experiment, asked.noise_multiplier, asked.number, run, marks)
-    replies.drop(work)
+    reply_cache.drop(work)
     return drawn, facts
 
 

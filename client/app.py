@@ -25,13 +25,14 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import admission, budget, dataset, figures, policy, proposal, replies
+from client import admission, budget, dataset, policy, private_statistics, release_check, reply_cache
 from client.answers import Answers
 from client.dataset import Patient
 from client.train import train
 from privacy import noise
 from shared import logs, messages
-from shared.config import Site, read
+from shared.config.loading import read
+from shared.config.site import Site
 from shared.device import device_for
 from shared.errors import FederationError, FedsynthError, PrivacyError
 
@@ -137,7 +138,7 @@ def _round(content: RecordDict, site: Site, work: Path, run: str, *, charged: bo
     if noise.rehearsed():
         return dataclasses.replace(reply, epsilon=math.inf)  # noise that can be repeated protects nobody
     if not charged and asked.noise_multiplier > 0:
-        replies.keep(work, reply)
+        reply_cache.keep(work, reply)
     return reply
 
 
@@ -148,7 +149,7 @@ def _computed(asked: admission.Round, site: Site, work: Path) -> tuple[dict[str,
 
     def attempt(cohort: list[Patient]) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         model = admission.model_of(experiment, asked.received).to(device)
-        told = figures.measure(model, cohort, experiment, asked.figures)
+        told = private_statistics.measure(model, cohort, experiment, asked.figures)
         update = train(
             model,
             cohort,
@@ -173,7 +174,7 @@ def _judge(content: RecordDict, site: Site, work: Path, *, charged: bool) -> mes
     if not charged and (before := admission.count(asked, site, work)) is not None:
         return before
     try:
-        found = proposal.judge(asked, dataset.load_usable(work / "cohort", asked.experiment.network.image_size))
+        found = release_check.judge(asked, dataset.load_usable(work / "cohort", asked.experiment.network.image_size))
     except (Exception, MemoryError) as error:  # noqa: BLE001 - a third answer would tell more than the bit: it is a no
         _note(error, {"site": site.name})
         found = {"passed": False}

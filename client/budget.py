@@ -1,6 +1,6 @@
 """What a run costs this hospital's patients: its whole plan on the ledger when it is first met, before anything is computed.
 
-One ledger stands beside one key, in the folder of records that the site files of a hospital share; see privacy/membership.py
+One ledger stands beside one key, in the folder of records that the site files of a hospital share; see privacy/ledger_members.py
 for patients who are in several cohorts, and privacy/ledger.py for plans, rounds and what is asked twice.
 
 The epsilon that is returned travels, worded at the experiment's delta, which is public; the cap holds at the site's own, which may
@@ -16,10 +16,11 @@ from pathlib import Path
 
 from client import dataset, policy
 from client.dataset import LEDGER_FILE, Facts
-from privacy import high_water, statistics
+from privacy import high_water, noisy_statistics
 from privacy.accounting import Event
 from privacy.ledger import Drawn, Ledger, Mark, Plan, delta_of, verify
-from shared.config import Experiment, Site
+from shared.config.experiment import Experiment
+from shared.config.site import Site
 
 DECIDES = {"name", "classes", "base", "network", "training", "privacy"}  # of an experiment: what its noise protects
 
@@ -28,7 +29,7 @@ def plan(experiment: Experiment, noise_multiplier: float) -> Plan:
     """Everything that a run will take from a patient, round by round; its key follows from the settings alone."""
     step = Event(noise_multiplier, experiment.privacy.sampling_rate, experiment.training.steps)
     rounds = tuple(
-        (*(Event(z, 1.0, 1) for z in statistics.asked(experiment.privacy.statistics, number).values()), step)
+        (*(Event(z, 1.0, 1) for z in noisy_statistics.asked(experiment.privacy.statistics, number).values()), step)
         for number in range(1, experiment.training.rounds + 1)
     )
     said = [experiment.model_dump_json(include=DECIDES), experiment.expected_patients, float(noise_multiplier).hex()]

@@ -17,12 +17,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from client.proof.findings import RULES, Verification
-from client.proof.report import write as write_report
-from client.proof.verify import about
-from client.proof.verify import verify as verify_folder
-from client.rebuild import manifest, pseudonym
-from shared import signing
+from client.deidentification import manifest, pseudonym
+from client.verification.findings import RULES, Verification
+from client.verification.report import write as write_report
+from client.verification.verify import about
+from client.verification.verify import verify as verify_folder
+from shared.crypto import signing
 from shared.durable import write_bytes
 
 SHOWN = 40  # findings printed as a table

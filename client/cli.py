@@ -15,14 +15,15 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from client import checks_cli, dataset, network_cli
-from client.intake import workers
-from client.intake.ingest import ingest as ingest_site
+from client.deidentification import export, manifest, profile, pseudonym
+from client.deidentification.conformance import statement as conformance_statement
 from client.pacs import pull
-from client.proof import report_words
-from client.proof.report import write as write_report
-from client.rebuild import export, manifest, profile, pseudonym
-from client.rebuild.conformance import statement as conformance_statement
-from shared.config import Site, read
+from client.readers import workers
+from client.readers.ingest import ingest as ingest_site
+from client.verification import report_words
+from client.verification.report import write as write_report
+from shared.config.loading import read
+from shared.config.site import Site
 from shared.errors import DataError
 
 app = typer.Typer(name="client", help="The hospital: its own data, and its part in a federation.", no_args_is_help=True)

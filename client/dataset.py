@@ -19,15 +19,15 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, ValidationError
 
-from client.rebuild import pseudonym
-from privacy import membership
+from client.deidentification import pseudonym
+from privacy import ledger_members
 from privacy.durable import sync_folder
 from privacy.planning import default_delta
-from shared import keys
-from shared.config import Site
+from shared.config.record import Positive, Record
+from shared.config.site import Site
+from shared.crypto import keys
 from shared.durable import write_bytes
 from shared.errors import DataError
-from shared.record import Positive, Record
 
 LOG = logging.getLogger("fedsynth.client")
 LEDGER_FILE = "ledger.jsonl"
@@ -98,7 +98,7 @@ def register(site: Site, work: Path, *, image_size: int, classes: Sequence[str])
         ours, more = False, []
     facts = Facts(
         cohort=cohort,
-        members=membership.keep(mine / LEDGER_FILE, {*names, *more}) if ours else None,
+        members=ledger_members.keep(mine / LEDGER_FILE, {*names, *more}) if ours else None,
         delta=default_delta(max(1, len(names))),
         modality=site.modality,
         image_size=image_size,

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from client import dataset
-from client.link import approval, isolation, journal, line, node, starter
+from client.supernode import approval, connection, isolation, journal, node, starter
 from privacy import ledger
-from shared import bundle, checks, keys
+from shared import checks
 from shared.checks import Finding
-from shared.config import Site
+from shared.config.site import Site
+from shared.crypto import bundle, keys
 from shared.errors import DataError, FederationError, FedsynthError, PolicyError
 
 
@@ -53,7 +54,7 @@ def _line(work: Path) -> Iterator[Finding]:
     try:
         kit, key = node.load_kit(work), node.private_key(work)
         yield checks.proxy(kit.address.rpartition(":")[0])
-        warnings, said = line.look(kit, key)
+        warnings, said = connection.look(kit, key)
     except FedsynthError as error:
         yield Finding("line", "bad", str(error))
         return

@@ -7,16 +7,18 @@ from typing import Annotated
 
 import typer
 
-from client import checkup
+from client import doctor_data
 from client.doctor import examine
-from client.link import approval, journal, node, starter
-from client.link.supervise import supervise
-from shared import bundle, bundle_diff, keys, logs
-from shared.audit_cli import print_entries
+from client.supernode import approval, journal, node, starter
+from client.supernode.supervise import supervise
+from shared import logs
 from shared.checks import report
-from shared.config import Site, read
+from shared.config.loading import read
+from shared.config.site import Site
+from shared.crypto import bundle, bundle_diff, keys
 from shared.durable import write_bytes
 from shared.errors import FederationError
+from shared.journal.cli import print_entries
 
 app = typer.Typer()
 
@@ -134,7 +136,7 @@ def app_command(
 
 @app.command("journal", epilog="Example: fedsynth client journal --work work --json")
 def journal_command(work: Work, as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
-    """What this node was asked, what it refused and what it sent; first checked as `fedsynth audit verify` does."""
+    """What this node was asked, what it refused and what it sent; first checked as `fedsynth journal verify` does."""
     print_entries(journal.read(work), as_json=as_json)
 
 
@@ -150,7 +152,7 @@ def doctor_command(
     """Look at data, machine, settings, key, ledger and node, and say how to mend what is wrong. Exit code 1 when something is."""
     settings = read(site, Site)
     findings = (
-        checkup.examine(settings, work) if door is None else []
+        doctor_data.examine(settings, work) if door is None else []
     )  # with a door, the data are in the other container
     findings += examine(settings, work, door) if work is not None else []
     report(findings, as_json=as_json)

@@ -22,9 +22,10 @@ from typing import Any
 from torch import Tensor
 
 from client.dataset import Facts
-from privacy.statistics import asked
+from privacy.noisy_statistics import asked
 from shared import refusals
-from shared.config import Experiment, Site
+from shared.config.experiment import Experiment
+from shared.config.site import Site
 from shared.errors import (
     BudgetExceeded,
     ConfigError,

@@ -4,7 +4,7 @@ One patient is one micro-batch and one gradient; patients are Poisson-sampled; t
 `privacy.sgd`. Reserving the budget is the caller's duty, before this function runs.
 
 Left out: evaluation. Loss and gradient norms are not differentially private, so they are not even computed for display; a noisy
-mean loss, where the site shares one, is figures.py.
+mean loss, where the site shares one, is private_statistics.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from client.dataset import Patient
 from privacy.noise import SecureRandom
 from privacy.sgd import PatientOptimizer, private_step
 from shared.appearance import statistics
-from shared.config import Experiment
+from shared.config.experiment import Experiment
 from shared.device import precision
 from shared.diffusion import Process
 from shared.network import Model
@@ -56,7 +56,7 @@ def train(
 
     noise_multiplier   of the Gaussian mechanism; 0 trains without clipping and noise
     expected_patients  public constant; divides each sum together with the sampling rate
-    step               what takes one private step; an audit puts its own around it (see client/rehearsal.py)
+    step               what takes one private step; an audit puts its own around it (see client/audit_run.py)
     """
     # Set up
     settings, privacy = experiment.training, experiment.privacy

@@ -18,7 +18,7 @@ under audit.
 | a patient's gradient is not finite | counts as zero, as `sgd` promises                                      |
 | no clipping                        | PrivacyError: without a bound there is nothing to audit                |
 
-Left out: the coins and the cohort (client/rehearsal.py) and what follows from the observations (audit.py).
+Left out: the coins and the cohort (client/audit_run.py) and what follows from the observations (verifier.py).
 """
 
 from __future__ import annotations

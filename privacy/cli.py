@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from privacy import durable, ledger, membership, planning, reservations, statement
-from shared import signing
-from shared.chain import Record
+from privacy import durable, ledger, ledger_members, planning, reservations, statement
+from shared.crypto import signing
 from shared.errors import LedgerError, PrivacyError, SignatureError
+from shared.journal.chain import Record
 
 app = typer.Typer(
     name="privacy",
@@ -263,7 +263,7 @@ def _summary(path: Path, records: list[Record]) -> dict[str, Any]:
     return {
         **{key: said[key] for key in kept},
         "groups": len(said["groups"]),
-        "counted_for_everybody": membership.unknown(path, held),
+        "counted_for_everybody": ledger_members.unknown(path, held),
     }
 
 

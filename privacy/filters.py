@@ -42,7 +42,7 @@ Why it holds. Let delta_M(e) = sup P(loss > e) - exp(e) Q(loss > e) for all real
 The domination is looked at on a grid: delta_i and H both fall, so delta_i(e_k) <= d + (1 - d) H(e_k+1, m) for all k covers
 what lies between, and from the last point on delta_i <= d. delta_i is that of accounting.py, at or above the truth.
 
-Left out: whom a plan touched (membership.py), and what is on record (ledger.py).
+Left out: whom a plan touched (ledger_members.py), and what is on record (ledger.py).
 """
 
 from __future__ import annotations

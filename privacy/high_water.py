@@ -1,7 +1,7 @@
 """The high-water mark of a ledger: how many records it had, and the hash of the last. A ledger that does not run through it
 is not used.
 
-The chain (shared/chain.py) shows a changed byte, but not a tail that was cut off, or a file that is gone. So the mark lies
+The chain (shared/journal/chain.py) shows a changed byte, but not a tail that was cut off, or a file that is gone. So the mark lies
 beside the ledger, in <name>.mark, and the caller may hold others elsewhere: in the node's journal, at the coordinator.
 
 Guarantee     a record for which something was computed is never forgotten unnoticed, while one of its marks is left: a mark is
@@ -35,8 +35,8 @@ from pathlib import Path
 from typing import Any
 
 from privacy.durable import sync_folder, write_new
-from shared.chain import Record
 from shared.errors import LedgerError, PrivacyError
+from shared.journal.chain import Record
 
 
 @dataclass(frozen=True)

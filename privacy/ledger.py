@@ -27,7 +27,7 @@ One writer    an exclusive `flock` spans read, check, append and mark. A second 
 | who was in the cohort is not known   | the reservation counts for everybody                                       |
 | disk full, or fsync fails            | LedgerError, and the caller must not compute                               |
 
-Several cohorts of one hospital, or one that changes from ingest to ingest, share one ledger: see membership.py. A ledger of an
+Several cohorts of one hospital, or one that changes from ingest to ingest, share one ledger: see ledger_members.py. A ledger of an
 older version is read as it is: each of its records is a plan of its own, and it gets its mark at the next use.
 
 Left out: one person under two keys, which are two ledgers; a ledger rewritten together with its mark while no mark is kept
@@ -41,13 +41,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from privacy import accounting, filters, high_water, ledger_file, membership, reservations
+from privacy import accounting, filters, high_water, ledger_file, ledger_members, reservations
 from privacy.durable import told
 from privacy.high_water import Mark
 from privacy.ledger_file import accept, begun, delta_now, delta_of, verify
 from privacy.reservations import Draw, Plan, Reservation
-from shared.chain import Chain, Record
 from shared.errors import BudgetExceeded, LedgerError, PrivacyError
+from shared.journal.chain import Chain, Record
 
 __all__ = [  # of which the records, the marks and the file itself have modules of their own
     "Draw",
@@ -144,7 +144,7 @@ class Ledger:
             before, _ = reservations.read(found.records)
             body = reservations.next_record(before, plan, number, run)
             with told(self.path):
-                name = membership.name_of(self.path, members)
+                name = ledger_members.name_of(self.path, members)
             body |= {"members": name, "separate_cohorts": self.separate}
             after, _ = reservations.read([*found.records, body])
             epsilon = counted(self._groups(after, name), self.delta)
@@ -159,7 +159,7 @@ class Ledger:
     def epsilon(self) -> float:
         """Epsilon per patient of everything on record, as the filter counts it, at the ledger's delta."""
         records = self.records()
-        return counted(membership.counted(self.path, records, reservations.read(records)[0]), self.delta)
+        return counted(ledger_members.counted(self.path, records, reservations.read(records)[0]), self.delta)
 
     def records(self) -> list[Record]:
         """Every whole record, the header first."""
@@ -167,7 +167,7 @@ class Ledger:
             return ledger_file.read(file, self.path).records
 
     def _groups(self, held: list[Reservation], members: str | None) -> list[list[Reservation]]:
-        return membership.groups(self.path, held, members) if self.separate and members is not None else [held]
+        return ledger_members.groups(self.path, held, members) if self.separate and members is not None else [held]
 
     def _exceeded(
         self, before: list[Reservation], after: list[Reservation], members: str | None, told_delta: float | None

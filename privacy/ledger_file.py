@@ -21,9 +21,9 @@ from pathlib import Path
 from privacy import high_water, reservations
 from privacy.durable import sync_folder, told, write_new
 from privacy.high_water import Kept, Mark
-from shared import chain
-from shared.chain import Chain, Record
 from shared.errors import LedgerError, PrivacyError
+from shared.journal import chain
+from shared.journal.chain import Chain, Record
 
 VERSIONS = (1, 2)  # 2: written by this code; an older version's refuses what it cannot count
 POLL_S = 0.02

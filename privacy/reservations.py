@@ -11,7 +11,7 @@ Relation      none of its own: accounting.py and filters.py say what a plan cost
 | "reserve" without `rounds`    | of an older version: one event, a plan of its own, drawn at once                   |
 | "repair", "accepted"          | nothing was reserved                                                               |
 
-Each names the list of patients that it may touch (membership.py). A reservation touches those of its own record and of all its
+Each names the list of patients that it may touch (ledger_members.py). A reservation touches those of its own record and of all its
 draws, and is counted whole for all of them.
 
 Left out: whether there is room under the cap (ledger.py).
@@ -26,8 +26,8 @@ from typing import Any
 
 from privacy.accounting import Event
 from privacy.high_water import Mark
-from shared.chain import Record
 from shared.errors import PrivacyError
+from shared.journal.chain import Record
 
 EVENT_KEYS = ("noise_multiplier", "sampling_rate", "steps")
 MOST_ROUNDS, MOST_EVENTS, WORDS = 10_000, 16, 200

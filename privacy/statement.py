@@ -4,7 +4,7 @@ Says          cohort, unit of privacy, neighbouring relation, delta, cap; every 
               rounds were drawn; epsilon per patient as the filter counts it, and what was spent if nothing was chosen by
               what was seen (the largest, and of each group of patients that the ledger counts apart); every decision to go
               on without lost records; the hash of the last record and how many there are, the software, the time by this
-machine's clock Guarantee     not a byte was changed since the holder of the key signed it (shared/signing.py). With the
+machine's clock Guarantee     not a byte was changed since the holder of the key signed it (shared/crypto/signing.py). With the
               ledger at hand: its chain runs through the record that the statement names, and the figures follow from it
 Not in it     patients, their number or their pseudonyms
 
@@ -24,12 +24,12 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from privacy import accounting, ledger, membership, reservations
+from privacy import accounting, ledger, ledger_members, reservations
 from privacy.accounting import Event
 from privacy.reservations import Reservation
-from shared import signing
-from shared.chain import Record
+from shared.crypto import signing
 from shared.errors import LedgerError, SignatureError
+from shared.journal.chain import Record
 
 KIND, VERSIONS = "fedsynth-privacy-statement", (1, 2)
 FOLLOWS = (
@@ -53,7 +53,7 @@ def body(path: Path, records: list[Record]) -> dict[str, Any]:
     """What is signed, for the first records of the ledger at `path`. An infinite epsilon or cap is null."""
     header, delta = records[0], ledger.delta_now(records)
     held, draws = reservations.read(records)
-    groups = membership.counted(path, records, held)
+    groups = ledger_members.counted(path, records, held)
     return {
         "kind": KIND,
         "version": VERSIONS[-1],

@@ -36,7 +36,7 @@ from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum, Mult
 from torch import Tensor
 
 from shared import weights
-from shared.config import Federation
+from shared.config.experiment import Federation
 from shared.errors import ConfigError, FederationError, MessageError, WeightsError
 from shared.messages import TrainReply
 

@@ -21,7 +21,8 @@ from flwr.serverapp import Grid, ServerApp
 from server import journal
 from server.coordinate import coordinate
 from server.events import Events
-from shared.config import Experiment, validate
+from shared.config.experiment import Experiment
+from shared.config.loading import validate
 from shared.errors import ConfigError, FederationError, FedsynthError
 
 app = ServerApp()

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from server import finish, network_cli, status_cli
-from server.measure.tools import progress
-from server.pages.report import write_report
+from server import finalize, network_cli, status_cli
+from server.evaluation.tools import progress
+from server.reports.report import write_report
 from shared.durable import write_bytes
 from shared.errors import ConfigError, ReleaseRefused
 
@@ -41,7 +41,7 @@ def release(
         )
     try:
         with progress("drawing", "checking and writing") as tell:
-            folder = finish.publish(run, finish.summarise(run), tell, force=reason.strip() or None)
+            folder = finalize.publish(run, finalize.summarise(run), tell, force=reason.strip() or None)
     finally:
         if (run / "summary.json").exists():
             write_report(run)
@@ -51,7 +51,7 @@ def release(
 @app.command(epilog="Example: fedsynth server report out/demo")
 def report(run: Run) -> None:
     """Write RUN/summary.json and RUN/report.html again from the run's own record."""
-    finish.summarise(run)
+    finalize.summarise(run)
     typer.echo(write_report(run))
 
 
@@ -74,9 +74,9 @@ def review(
     Prints one address for each reader, on this machine alone, and serves until Ctrl-C. Every answer is saved at once; the same
     command goes on. At the end the confusion tables, kappa and intervals are written to review.json and into the run's report.
     """
-    from server.pages import agreement  # noqa: PLC0415 - only here
-    from server.pages import review as reviews  # noqa: PLC0415
-    from server.pages.review_server import make_server  # noqa: PLC0415
+    from server.reports import agreement  # noqa: PLC0415 - only here
+    from server.reports import review as reviews  # noqa: PLC0415
+    from server.reports.review_server import make_server  # noqa: PLC0415
 
     folder = out or release.parent / "review"
     if results or (real is None and not reader):

@@ -3,7 +3,7 @@
 Everything it knows lies in its folder: experiment.json, heldout.npz, nodes.json (over a network), events.jsonl, checkpoints/,
 samples/. Started again on the same folder it goes on after the last round that has a checkpoint.
 
-Left out: the release and the report (see finish.py); they need no network.
+Left out: the release and the report (see finalize.py); they need no network.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from flwr.serverapp import Grid
 from privacy.noise import SEED_VARIABLE
 from server import checkpoint, journal
 from server.aggregate import ServerOptimizer, Tensors
+from server.evaluation.evaluate import Evaluator, Heldout
+from server.evaluation.study import study
 from server.events import Events, read
 from server.ledgers import Ledgers
-from server.link.nodes import names
-from server.measure.evaluate import Evaluator, Heldout
-from server.measure.study import study
 from server.plan import plan
-from server.publish.draw import draw
-from server.publish.propose import propose
+from server.release.draw import draw
+from server.release.release_vote import propose
 from server.strategy import Strategy, largest_update
+from server.superlink.nodes import names
 from server.trackers import trackers
 from shared import weights
-from shared.config import Experiment
+from shared.config.experiment import Experiment
 from shared.device import device_for
 from shared.durable import write_bytes
-from shared.journal import configuration
+from shared.journal.journal import configuration
 from shared.network import Model
 
 SELECTION_METRIC = "FD-efflite0"

@@ -17,11 +17,13 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from server.link import jobs, provision
-from server.link.provision import Federation
-from shared import audit, checks, journal, keys
+from server.superlink import jobs, provision
+from server.superlink.provision import Federation
+from shared import checks
 from shared.checks import Finding
+from shared.crypto import keys
 from shared.errors import FedsynthError
+from shared.journal import journal, verifier
 
 SECRETS = ("ca.key", "server.key", "sites", "kits", "state", journal.KEY)
 TIMEOUT_S = 5.0
@@ -171,7 +173,7 @@ def _journal(folder: Path) -> Iterator[Finding]:
     if not (folder / journal.FILE).exists() and not (folder / journal.CHECKPOINT).exists():
         yield Finding("journal", "good", "none yet")
         return
-    found = audit.verify(folder)
+    found = verifier.verify(folder)
     if found.state != "whole":
         yield Finding("journal", "bad", found.said, "keep the folder as it is, and find out who changed it")
         return

@@ -1,4 +1,4 @@
-"""The coordinator's journal: who was admitted, what was asked of the sites, what came of it (shared/journal.py).
+"""The coordinator's journal: who was admitted, what was asked of the sites, what came of it (shared/journal/journal.py).
 
     FOLDER/journal.jsonl        of a federation over a network: everything, from provisioning to release
     RUN/server/journal.jsonl    of a run on one machine, or of a run's folder that was moved elsewhere
@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from shared import journal
+from shared.journal import journal
 
 RUNS = "runs"
 

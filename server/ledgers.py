@@ -34,10 +34,10 @@ from typing import Annotated
 from pydantic import Field
 
 from server import journal
-from shared import journal as journals
+from shared.config.record import Positive, Record
 from shared.durable import write_bytes
 from shared.errors import FederationError, LedgerError, MessageError
-from shared.record import Positive, Record
+from shared.journal import journal as journals
 
 FILE = "ledgers.json"
 Shown = tuple[int, str]  # records, hash of the last

@@ -11,12 +11,14 @@ from rich.console import Console
 
 from server import ledgers
 from server.doctor import examine
-from server.link import provision
-from server.link.run import run
-from server.link.serve import serve
-from shared import keys, logs
+from server.superlink import provision
+from server.superlink.run import run
+from server.superlink.serve import serve
+from shared import logs
 from shared.checks import report
-from shared.config import Experiment, read
+from shared.config.experiment import Experiment
+from shared.config.loading import read
+from shared.crypto import keys
 from shared.errors import ConfigError, FederationError
 
 app = typer.Typer()

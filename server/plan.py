@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from privacy import statistics
+from privacy import noisy_statistics
 from privacy.accounting import Event, epsilon, noise_multiplier_for, nsr
-from shared.config import Experiment
+from shared.config.experiment import Experiment
 from shared.errors import PrivacyError
 from shared.network import Model
 
@@ -41,7 +41,7 @@ def plan(experiment: Experiment, *, force: bool = False) -> Plan:
     privacy, steps = experiment.privacy, experiment.training.rounds * experiment.training.steps
     if privacy.epsilon is None:
         return Plan(trainable, total, steps, 0.0, None, None)
-    figures = statistics.events(privacy.statistics, experiment.training.rounds)
+    figures = noisy_statistics.events(privacy.statistics, experiment.training.rounds)
     noise = noise_multiplier_for(
         epsilon=privacy.epsilon, delta=privacy.delta, sampling_rate=privacy.sampling_rate, steps=steps, spent=figures
     )
@@ -57,4 +57,4 @@ def plan(experiment: Experiment, *, force: bool = False) -> Plan:
             f"train fewer parameters ({trainable} now), fewer steps ({steps} now), or more patients"
         )
     spent = epsilon([*figures, Event(noise, privacy.sampling_rate, steps)], privacy.delta)
-    return Plan(trainable, total, steps, noise, spent, ratio, statistics.prices(experiment))
+    return Plan(trainable, total, steps, noise, spent, ratio, noisy_statistics.prices(experiment))

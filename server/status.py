@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from server import ledgers
-from server.link import jobs, provision, seen
-from server.link.provision import Federation
-from server.progress import Run, newest
-from shared import audit, keys
+from server.run_status import Run, newest
+from server.superlink import heartbeats, jobs, provision
+from server.superlink.provision import Federation
+from shared.crypto import keys
 from shared.errors import DataError
+from shared.journal import verifier
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def of_run(out: Path) -> Status:
 
 
 def _sites(folder: Path, run: Run | None, *, serving: bool) -> Iterator[SiteStatus]:
-    heard = seen.read(folder)
+    heard = heartbeats.read(folder)
     latest = {m.site: m for m in provision.members(folder)}  # of several keys, the one approved last
     for site, m in sorted(latest.items()):
         entry = heard.get(site, {})
@@ -125,7 +126,7 @@ def _part(run: Run, site: str) -> dict[str, Any]:
 
 def _journal(folder: Path) -> dict[str, Any] | None:
     try:
-        found = audit.verify(folder)
+        found = verifier.verify(folder)
     except DataError:
         return None
     return {"state": found.state, "said": found.said, "records": found.records, "key": found.key}

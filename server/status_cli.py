@@ -12,10 +12,10 @@ from typing import Annotated
 import typer
 
 from server import status
-from server.link import provision
 from server.status import SiteStatus, Status
-from shared import keys
-from shared.config import read
+from server.superlink import provision
+from shared.config.loading import read
+from shared.crypto import keys
 
 app = typer.Typer()
 
@@ -53,7 +53,7 @@ def watch_command(
 
     From another machine: ssh -L 8140:127.0.0.1:8140 SERVER, then the address that is printed here.
     """
-    from server.pages.watch import make_server  # noqa: PLC0415 - only here
+    from server.reports.watch import make_server  # noqa: PLC0415 - only here
 
     look, runs = _of(where)
     look()

@@ -38,13 +38,13 @@ from flwr.app import MessageType
 from flwr.serverapp import Grid
 
 from privacy.accounting import Event, epsilon
-from privacy.statistics import asked, possible
+from privacy.noisy_statistics import asked, possible
 from server.aggregate import ServerOptimizer, Tensors, aggregator
-from server.asking import POLL_S, Answer, Names, ask
+from server.dispatch import POLL_S, Answer, Names, ask
 from server.events import Events
 from server.ledgers import Ledgers, Shown
 from shared import messages, wire
-from shared.config import Experiment
+from shared.config.experiment import Experiment
 from shared.errors import FederationError, MessageError
 
 SLACK = 0.99  # of the least epsilon: two machines may discretise a little differently

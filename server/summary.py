@@ -41,7 +41,7 @@ class Summary(BaseModel):
     nsr                 noise-to-signal ratio of one step, none without privacy
     metrics             metric -> round as text -> figure; round "0" is the public base
     statistics          noisy figure ("patient-count", "mean-loss") -> what sites gave; empty where none was asked
-    studied             biomarkers and downstream utility of the best round (server/measure/study.py), none where not measured
+    studied             biomarkers and downstream utility of the best round (server/evaluation/study.py), none where not measured
     bytes_per_round     all sites together, updates only
     """
 

@@ -16,8 +16,8 @@ from importlib.metadata import entry_points, version
 import click
 import typer
 
-from shared import audit_cli
 from shared.errors import FedsynthError
+from shared.journal import cli
 
 INTERRUPTED = 130  # 128 + SIGINT; typer turns Ctrl-C into this code
 TOP_LEVEL = ("simulations", "tools")  # their commands stand beside the others' groups
@@ -44,9 +44,9 @@ def build(first: str = "") -> typer.Typer:
             raise typer.Exit
 
     groups: dict[str, typer.Typer] = {}
-    root.add_typer(audit_cli.app, name="audit")
+    root.add_typer(cli.app, name="journal")
     entries = sorted(entry_points(group="fedsynth.commands"), key=lambda e: e.name)
-    alone = first == "audit" or first in {e.name for e in entries} - {*TOP_LEVEL}
+    alone = first == "journal" or first in {e.name for e in entries} - {*TOP_LEVEL}
     for entry in entries:
         if alone and entry.name.partition(".")[0] != first:
             continue

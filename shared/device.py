@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from shared.config import Network, Performance
+from shared.config.experiment import Network, Performance
 from shared.errors import ConfigError
 
 

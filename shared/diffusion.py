@@ -16,7 +16,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from shared.config import Sampler
+from shared.config.experiment import Sampler
 from shared.network import Denoiser, Model
 
 TIMESTEPS = 1000

@@ -5,7 +5,7 @@
                             and patient-count, mean-loss where the experiment asked for them and the site's file shares them
     proposal, server -> site  arrays: the trainable tensors   images: proposed, heldout, heldout-patient, heldout-label
                               config: experiment (JSON)
-    verdict, site -> server                                   config: site, passed (one bit, see client/proposal.py)
+    verdict, site -> server                                   config: site, passed (one bit, see client/release_check.py)
     refusal, site -> server                                   config: site, refused, about (see refusals.py)
     * end to end in one array, in the order of their names; where each begins follows from the settings, on both sides
 
@@ -27,7 +27,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from shared.config import SITE_NAME, Experiment, validate
+from shared.config.experiment import Experiment
+from shared.config.loading import validate
+from shared.config.site import SITE_NAME
 from shared.errors import MessageError
 from shared.refusals import SETTINGS, WORDS
 from shared.refusals import Refusal as Refusal  # noqa: PLC0414 - callers have one place for messages
@@ -52,9 +54,9 @@ class TrainRequest:
 class TrainReply:
     """A site's answer. `epsilon`: per patient, all that the site's ledger holds; inf without privacy.
 
-    `bytes`: size of the update on the wire. `statistics`: noisy figures by name, see privacy/statistics.py. `request`: what is
-    answered, by `request_id`. `ledger`: how many records the site's ledger holds, and the hash of the last; (0, "") is none.
-    How much an update counts is the coordinator's to say (`federation.weights`), never the site's.
+    `bytes`: size of the update on the wire. `statistics`: noisy figures by name, see privacy/noisy_statistics.py. `request`:
+    what is answered, by `request_id`. `ledger`: how many records the site's ledger holds, and the hash of the last; (0, "") is
+    none. How much an update counts is the coordinator's to say (`federation.weights`), never the site's.
     """
 
     site: str

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.appearance import Appearance
-from shared.config import Network
+from shared.config.experiment import Network
 from shared.prior import Prior
 
 Trainable = Literal["adapter", "full"]

@@ -9,7 +9,8 @@ Why           400 names of one megabyte are 400 MB, from one megabyte on the lin
 | a part named twice, as zeros are                | it counts twice, as it would be held                   |
 | a name of no part, a body that is no JSON       | whatever Flower, or Python, raises; the caller is ready|
 
-Left out: the size of the parts themselves, which are bounded where they come in (server/link/serve.py, client/link/parcel.py).
+Left out: the size of the parts themselves, which are bounded where they come in (server/superlink/serve.py,
+client/supernode/transfer.py).
 """
 
 from __future__ import annotations

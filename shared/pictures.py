@@ -14,7 +14,7 @@ pictures of one person (or of a set where nobody knows the people), this is deci
 So the same pixels are the same grey in whatever type they come. What a picture hides is not shown: transparent pixels are
 black, and EXIF's turn is done.
 
-Left out: colour (its luminance is taken), windows of DICOM and volumes (`client.intake.volumes`), 16-bit colour (read as 8).
+Left out: colour (its luminance is taken), windows of DICOM and volumes (`client.readers.volumes`), 16-bit colour (read as 8).
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shared.config import Experiment
-from shared.record import Record
+from shared.config.experiment import Experiment
+from shared.config.record import Record
 
 WORDS = {
     "unreadable": "the request cannot be read; are coordinator and site of the same version?",

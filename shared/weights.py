@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from shared.config import Network, validate
+from shared.config.experiment import Network
+from shared.config.loading import validate
 from shared.durable import write_bytes
 from shared.errors import WeightsError
 from shared.network import Model

@@ -3,7 +3,7 @@
 Guarantee     whatever a peer sends, the answer is what was asked for or a MessageError in our words. No library decodes a peer's
               bytes, nothing is allocated by a peer's number, and a stranger's words are cut and escaped
 
-Left out: what the messages are (messages.py), and how many bytes may come at all (parts.py, client/link/parcel.py).
+Left out: what the messages are (messages.py), and how many bytes may come at all (parts.py, client/supernode/transfer.py).
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """The audit of an experiment: canaries, membership inference and copies, on made-up patients or on a finished simulation.
 
-    canaries     always a rehearsal of one site: the experiment's own settings on public phantoms (client/rehearsal.py)
+    canaries     always a rehearsal of one site: the experiment's own settings on public phantoms (client/audit_run.py)
     membership   the model that the rehearsal trained, or the checkpoints of a finished run; patients of its sites against
                  patients that it never saw
     copies       images drawn from that model, or the run's release
 
 What stands in the result is not private. It is for public phantoms, and for cohorts that may be evaluated in the open.
 
-Left out: whether a release may be published (server/publish/release.py).
+Left out: whether a release may be published (server/release/release.py).
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client import dataset, rehearsal
+from client import audit_run, dataset
 from client.dataset import Patient
-from privacy import accounting, attacks, audit, copies
+from privacy import accounting, audit, copies, membership_inference
 from privacy.accounting import Attack, Event
-from privacy.attacks import Membership
 from privacy.copies import Copies, Group, Nearness
+from privacy.membership_inference import Membership
 from server import checkpoint
 from shared import weights
-from shared.config import Experiment, read
+from shared.config.experiment import Experiment
+from shared.config.loading import read
 from shared.device import device_for
 from shared.diffusion import sample
 from shared.durable import write_bytes
@@ -96,7 +97,7 @@ def run(
     finished   folder of a finished simulation; none: rehearse on phantoms
     progress   context manager for a bar, by what is being done
     """
-    claim = rehearsal.stated(experiment)
+    claim = audit_run.stated(experiment)
     if finished is not None:
         _check(experiment, finished)
     device = device_for(experiment.performance)
@@ -104,7 +105,7 @@ def run(
     rng = np.random.default_rng(experiment.seed)
     with progress("canaries: training again and again") as tell:
         beside = people(experiment, rng, BESIDE, BESIDE_SLICES)
-        seen = rehearsal.canaries(model, beside, experiment, canaries, progress=tell)
+        seen = audit_run.canaries(model, beside, experiment, canaries, progress=tell)
         bound = audit.lower_bound(seen.inside, seen.outside, claim, experiment.privacy.delta)
         sampling = audit.sampling(seen.taken, claim.sampling_rate)
     with progress("a model, and images drawn from it") as tell:
@@ -140,12 +141,12 @@ def attack(
 ) -> tuple[dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]], dict[str, Membership]]:
     """Scores of members and non-members by each attack, and their figures."""
     with progress("membership inference") as tell:
-        everyone = rehearsal.evidence(
+        everyone = audit_run.evidence(
             model, source.states, [*source.members, *source.nonmembers], experiment, progress=tell
         )
     m = len(source.members)
     scores = {name: (score[:m], score[m:]) for name, score in everyone.items()}
-    return scores, {name: attacks.measure(*pair) for name, pair in scores.items()}
+    return scores, {name: membership_inference.measure(*pair) for name, pair in scores.items()}
 
 
 def people(experiment: Experiment, rng: np.random.Generator, count: int, slices: int) -> list[Patient]:
@@ -158,8 +159,8 @@ def _rehearsed(model: Model, experiment: Experiment, rng: np.random.Generator, t
     each = min(PATIENTS, experiment.cohort.patients_per_site)
     everyone = people(experiment, rng, 2 * each, experiment.cohort.slices_per_patient)
     members, nonmembers = everyone[:each], everyone[each:]
-    noise = rehearsal.stated(experiment).noise_multiplier
-    states = rehearsal.trajectory(model, members, experiment, noise_multiplier=noise)
+    noise = audit_run.stated(experiment).noise_multiplier
+    states = audit_run.trajectory(model, members, experiment, noise_multiplier=noise)
     return Material(members, nonmembers, states, _draw(model, experiment, tell))
 
 

@@ -12,8 +12,9 @@ from rich.table import Table
 
 from client.cli import progress
 from privacy.accounting import gdp_mu
-from privacy.attacks import ceiling
-from shared.config import Experiment, read
+from privacy.membership_inference import ceiling
+from shared.config.experiment import Experiment
+from shared.config.loading import read
 from shared.errors import PrivacyError
 from simulations.audit import Audit, run
 

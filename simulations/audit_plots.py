@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from privacy.attacks import Membership
 from privacy.audit import Bound
 from privacy.copies import Nearness
+from privacy.membership_inference import Membership
 
 Floats = NDArray[np.float64]
 IN, OUT, QUIET, ALARM = "#b3402e", "#0f6b6b", "#7d8a94", "#f4d9d3"

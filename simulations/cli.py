@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from shared.config import Experiment, read
+from shared.config.experiment import Experiment
+from shared.config.loading import read
 from shared.errors import ConfigError
 from simulations.pretrain import Pretraining, pretrain
 from simulations.run import dry_run, simulate

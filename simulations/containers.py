@@ -33,8 +33,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from shared import bundle
-from shared.config import Experiment, read
+from shared.config.experiment import Experiment
+from shared.config.loading import read
+from shared.crypto import bundle
 from shared.errors import FedsynthError
 from simulations import hospitals
 

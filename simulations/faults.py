@@ -2,7 +2,7 @@
 
 A fault is a generator. What stands before its `yield` does the harm, what stands after it waits and looks; it returns in one
 sentence what happened, or raises FederationError where that is not what was promised. So several faults can strike one round.
-The faults of this file strike a run that goes on; doors.py has those of a node or server that must not even start.
+The faults of this file strike a run that goes on; startup_faults.py has those of a node or server that must not even start.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from pathlib import Path
 import torch
 import yaml
 
-from client.link import approval, node, warm
+from client.supernode import approval, node, prefork
 from privacy import ledger
 from privacy.accounting import Event, epsilon
 from server.cli import app as server_app
-from shared import bundle, keys, messages
-from shared.config import Site, read
-from simulations.cable import Cable
-from simulations.loopback import command, until
-from simulations.rogue import rogue
-from simulations.running import PATIENCE_S, Run, expect, ledger_of
+from shared import messages
+from shared.config.loading import read
+from shared.config.site import Site
+from shared.crypto import bundle, keys
+from simulations.byzantine_client import rogue
+from simulations.run_probe import PATIENCE_S, Run, expect, ledger_of
+from simulations.tcp_proxy import Cable
+from simulations.testbed import command, until
 
 Strike = Generator[None, None, str]
-APP, STARTER, SERVER_APP = warm.APP, warm.__name__, "flwr-serverapp"
+APP, STARTER, SERVER_APP = prefork.APP, prefork.__name__, "flwr-serverapp"
 BACK = "; it contributed again in round {}"
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from client.app import SEED_VARIABLE, SITES_VARIABLE
 from server.events import read
 from shared import flower, ports
-from shared.config import Experiment
+from shared.config.experiment import Experiment
 from shared.errors import FederationError
 from simulations import guardian
 

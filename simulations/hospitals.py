@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from privacy.statistics import asked
-from shared.config import Experiment, Site
+from privacy.noisy_statistics import asked
+from shared.config.experiment import Experiment
+from shared.config.site import Site
 from shared.durable import write_bytes
 from shared.errors import DataError
 from simulations import phantom_dicom, phantoms

@@ -21,11 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from shared import weights
 from shared.appearance import statistics
-from shared.config import Network, Performance
+from shared.config.experiment import Network, Performance
+from shared.config.record import Positive, PositiveFloat, Record
 from shared.device import device_for, precision
 from shared.diffusion import Process
 from shared.network import Model
-from shared.record import Positive, PositiveFloat, Record
 from simulations import phantoms
 from simulations.base_card import write_card
 

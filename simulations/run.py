@@ -14,15 +14,17 @@ import numpy as np
 from rich.console import Console
 
 from client import dataset
-from client.intake.ingest import ingest
-from server import finish
+from client.readers.ingest import ingest
+from server import finalize
 from server.aggregate import check_weights
-from server.link.follow import Follow, progress
-from server.measure.evaluate import Heldout
-from server.pages.report import write_report
+from server.evaluation.evaluate import Heldout
 from server.plan import plan
+from server.reports.report import write_report
+from server.superlink.follow import Follow, progress
 from shared import weights
-from shared.config import Experiment, Site, read
+from shared.config.experiment import Experiment
+from shared.config.loading import read
+from shared.config.site import Site
 from shared.device import check_memory, device_for
 from shared.durable import write_bytes
 from shared.errors import ConfigError, ReleaseRefused
@@ -94,14 +96,14 @@ def simulate(
         with progress(console) as bar:
             federate(experiment, out, Follow(console, bar, experiment), inception_weights, repeatable=repeatable)
     # Summary, release, report
-    summary = finish.summarise(out)
+    summary = finalize.summarise(out)
     refused: ReleaseRefused | None = None
     if experiment.release.images_per_class and not (out / "release").exists():
         try:
             with progress(console) as bar:  # drawn already where the sites were asked about it
                 total = experiment.release.images_per_class * len(experiment.classes)
                 task = bar.add_task("drawing the release", total=total)
-                finish.publish(out, summary, lambda done, _: bar.update(task, completed=done))
+                finalize.publish(out, summary, lambda done, _: bar.update(task, completed=done))
         except ReleaseRefused as error:
             refused = error
     report = write_report(out)

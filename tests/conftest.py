@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
-from client.rebuild.manifest import Reason
+from client.deidentification.manifest import Reason
 from privacy.noise import SecureRandom
 
 KEY = bytes(range(32))
@@ -162,9 +162,9 @@ def through(tmp_path: Path) -> Callable[..., tuple[Reason, bytes]]:
 
     Whatever the verdict, the written folder must be clean to the verifier, which looks for every value of the source.
     """
-    from client.proof import harvest, verify_dicom
-    from client.proof.findings import Verification
-    from client.rebuild import export
+    from client.deidentification import export
+    from client.verification import source_values, verify_dicom
+    from client.verification.findings import Verification
 
     runs = iter(range(10**6))
 
@@ -178,7 +178,7 @@ def through(tmp_path: Path) -> Callable[..., tuple[Reason, bytes]]:
                 source.save_as(place / "data" / name, enforce_file_format=True)
         (entry,) = export.export(place / "data", place / "out", KEY, text_check=text_check)
         written = {path.name: path.read_bytes() for path in (place / "out").iterdir()}
-        needles = verify_dicom.Needles(harvest.needles(place / "data"))
+        needles = verify_dicom.Needles(source_values.needles(place / "data"))
         result = Verification()
         for file, content in written.items():
             assert b"qzjx" not in content.lower() and "qzjx" not in file.lower()

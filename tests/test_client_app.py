@@ -13,14 +13,16 @@ import pytest
 import torch
 import yaml
 
-from client import app, dataset, figures, replies
-from client.rebuild import pseudonym
-from privacy import accounting, statistics
+from client import app, dataset, private_statistics, reply_cache
+from client.deidentification import pseudonym
+from privacy import accounting, noisy_statistics
 from privacy.accounting import Event
 from privacy.ledger import verify
 from privacy.noise import SecureRandom
 from shared import messages, weights
-from shared.config import Experiment, Network, Site, Statistics, read
+from shared.config.experiment import Experiment, Network, Statistics
+from shared.config.loading import read
+from shared.config.site import Site
 
 EXPERIMENT = Experiment.model_validate(
     {
@@ -71,7 +73,7 @@ def ask(
         node_config={"site": str(site / "site.yaml")}, run_config={"experiment": ""}, run_id=run
     )
     reply = app.answer(content, context)
-    asked = statistics.asked(experiment.privacy.statistics, number)
+    asked = noisy_statistics.asked(experiment.privacy.statistics, number)
     return messages.unpack_reply(reply, {k: tuple(v.shape) for k, v in tensors.items()}, asked)
 
 
@@ -216,7 +218,7 @@ def test_an_update_without_privacy_is_not_kept(site: Path) -> None:
     tree = yaml.safe_load((site / "site.yaml").read_text())
     (site / "site.yaml").write_text(yaml.safe_dump(tree | {"epsilon_cap": None}))
     assert isinstance(ask(site, noise=0.0), messages.TrainReply)
-    assert not replies.path(site).exists()
+    assert not reply_cache.path(site).exists()
 
 
 ASKING = EXPERIMENT.model_copy(
@@ -289,12 +291,14 @@ def test_figures_and_training_that_do_not_fit_together_cost_nothing(site: Path) 
 def test_the_loss_is_that_of_every_patient_and_the_count_is_of_all(site: Path) -> None:
     model = weights.load_base("none", EXPERIMENT.network, EXPERIMENT.classes)
     cohort = dataset.load(site / "cohort")
-    exact = figures.losses(model, cohort, EXPERIMENT)
+    exact = private_statistics.losses(model, cohort, EXPERIMENT)
     assert len(exact) == 3
     assert all(loss > 0 for loss in exact)
-    few = [figures.measure(model, cohort, ASKING, {"patient-count": 1e-6})["patient-count"] for _ in range(3)]
+    few = [
+        private_statistics.measure(model, cohort, ASKING, {"patient-count": 1e-6})["patient-count"] for _ in range(3)
+    ]
     assert few == [3.0] * 3
-    mean = figures.measure(model, cohort, ASKING, {"mean-loss": 1e-6})["mean-loss"]
+    mean = private_statistics.measure(model, cohort, ASKING, {"mean-loss": 1e-6})["mean-loss"]
     assert mean == pytest.approx(sum(min(x, 5.0) for x in exact) / 3, rel=0.05)
     assert not any(p.grad is not None for p in model.parameters())
 

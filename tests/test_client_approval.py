@@ -8,11 +8,12 @@ import pytest
 from typer.testing import CliRunner
 
 from client.cli import app
-from client.link import approval, journal
-from shared import bundle, signing
-from shared.config import Site, read
+from client.supernode import approval, journal
+from shared.config.loading import read
+from shared.config.policy import Policy
+from shared.config.site import Site
+from shared.crypto import bundle, signing
 from shared.errors import ConfigError, LedgerError, PolicyError
-from shared.permits import Policy
 
 
 def code(line: str) -> bytes:

@@ -16,9 +16,9 @@ import pytest
 from typer.testing import CliRunner
 
 from client.cli import app
-from client.link import approval, journal
-from shared import bundle, signing
-from shared.config import Site
+from client.supernode import approval, journal
+from shared.config.site import Site
+from shared.crypto import bundle, signing
 from shared.errors import FedsynthError
 
 NOISE = "noise = draw(scale)\n"

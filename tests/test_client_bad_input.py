@@ -17,11 +17,11 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from client.intake import nifti
-from client.intake.ingest import ingest
-from client.rebuild import deidentify, export, manifest, pixels, reader, redaction
-from client.rebuild.manifest import Reason, Withheld
-from shared.config import Site
+from client.deidentification import deidentify, export, manifest, pixels, reader, redaction
+from client.deidentification.manifest import Reason, Withheld
+from client.readers import nifti
+from client.readers.ingest import ingest
+from shared.config.site import Site
 from shared.errors import DataError
 
 Make = Callable[..., FileDataset]

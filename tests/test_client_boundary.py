@@ -25,13 +25,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from client import app, dataset
-from client.link import approval, journal, node
-from client.link.boundary import Boundary
-from client.rebuild import pseudonym
+from client.deidentification import pseudonym
+from client.supernode import approval, journal, node
+from client.supernode.boundary import Boundary
 from privacy import accounting, ledger
 from privacy.accounting import Event
-from shared import bundle, messages, weights
-from shared.config import Experiment, Network, Site
+from shared import messages, weights
+from shared.config.experiment import Experiment, Network
+from shared.config.site import Site
+from shared.crypto import bundle
 from shared.errors import PolicyError
 
 EXPERIMENT = Experiment.model_validate(
@@ -192,7 +194,7 @@ def test_a_request_that_was_taken_back_is_dropped_without_an_answer(site: Site) 
 
 
 def test_a_request_that_never_arrives_whole_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.link.parcel.PATIENCE_S", 0.2)
+    monkeypatch.setattr("client.supernode.transfer.PATIENCE_S", 0.2)
     line = Line(request(), OURS)
     line.late = 10**9
     reply, started = exchange(site, line)
@@ -324,7 +326,7 @@ def judged(site: Site, reply: Callable[[Message], Message] | None = None) -> tup
 def test_one_bit_about_a_release_leaves_and_nothing_that_an_app_puts_beside_it(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("privacy.attacks.FEWEST", 2)  # this site has three patients
+    monkeypatch.setattr("privacy.membership_inference.FEWEST", 2)  # this site has three patients
     context: Any = SimpleNamespace(
         node_config={"site": str(site.data / "site.yaml"), "ledger": "node"}, run_config={}, run_id=7
     )
@@ -516,7 +518,7 @@ def test_a_cohort_that_was_made_anew_meanwhile_keeps_the_reply_back(site: Site) 
 
 def test_answers_leave_at_whole_multiples_of_the_sites_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     now, slept = [100.0], []
-    monkeypatch.setattr("client.link.boundary.time", SimpleNamespace(monotonic=lambda: now[0], sleep=slept.append))
+    monkeypatch.setattr("client.supernode.boundary.time", SimpleNamespace(monotonic=lambda: now[0], sleep=slept.append))
     punctual = site.model_copy(update={"policy": site.policy.model_copy(update={"answer_every_s": 60.0})})
 
     def slow(message: Message) -> Message:
@@ -561,7 +563,7 @@ def test_a_reply_that_nobody_asked_for_is_dropped(site: Site) -> None:
 
 
 def test_an_announced_reply_that_never_comes_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.link.parcel.PATIENCE_S", 0.2)
+    monkeypatch.setattr("client.supernode.transfer.PATIENCE_S", 0.2)
     line = Line(request(), OURS)
     _, receive, send, *_ = Boundary(site, site.data, dict.fromkeys(["x"], b"")).wrap(line.connection())
     got = receive()

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from client import budget, dataset
-from client.rebuild import pseudonym
+from client.deidentification import pseudonym
 from privacy import accounting, filters
 from privacy.accounting import Event
 from privacy.ledger import verify
-from shared.config import Experiment, Site, validate
+from shared.config.experiment import Experiment
+from shared.config.loading import validate
+from shared.config.site import Site
 from shared.errors import BudgetExceeded, ConfigError, DataError, LedgerError
 
 COUNT = itertools.count()

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from client import checkup, cli
-from client.intake.ingest import ingest
+from client import cli, doctor_data
+from client.readers.ingest import ingest
 from shared import checks
-from shared.config import Site
+from shared.config.site import Site
 
 Write = Callable[..., list[Path]]
 
@@ -25,7 +25,7 @@ def site(tmp_path: Path, write_series: Write, monkeypatch: pytest.MonkeyPatch) -
 
 
 def states(site: Site, work: Path | None = None) -> dict[str, str]:
-    lines = checkup.examine(site, work)
+    lines = doctor_data.examine(site, work)
     assert all(line.mend for line in lines if line.state != "good"), "whoever reads it must know what to do"
     assert "QZJX" not in str(lines)
     order = ("good", "warning", "bad")
@@ -45,7 +45,7 @@ def test_settings_that_weaken_privacy_are_named(site: Site) -> None:
     assert states(strict)["settings"] == "good"
     assert states(site.model_copy(update={"epsilon_cap": None}))["settings"] == "bad"
     said = " ".join(
-        line.text for line in checkup.examine(site.model_copy(update={"epsilon_cap": 50.0, "minimum_slices": 2}))
+        line.text for line in doctor_data.examine(site.model_copy(update={"epsilon_cap": 50.0, "minimum_slices": 2}))
     )
     for name in ("epsilon_cap", "face_removal", "text_check", "minimum_slices"):
         assert name in said

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from client import cli
-from client.rebuild import profile
+from client.deidentification import profile
 from shared.errors import DataError
 
 Write = Callable[..., list[Path]]

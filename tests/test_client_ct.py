@@ -16,11 +16,11 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import CTImageStorage
 
 from client import cli, dataset
-from client.intake.ingest import ingest
-from client.proof import verify
-from client.rebuild import deidentify, export, gates, manifest, profile
-from client.rebuild.manifest import Reason, Withheld
-from shared.config import Site
+from client.deidentification import acceptance, deidentify, export, manifest, profile
+from client.deidentification.manifest import Reason, Withheld
+from client.readers.ingest import ingest
+from client.verification import verify
+from shared.config.site import Site
 from shared.errors import DataError
 from simulations.planted import Canaries, plant, plant_oddities
 
@@ -150,9 +150,9 @@ def test_what_is_in_doubt_is_withheld(make_ct: Make, key: bytes, reason: Reason,
 
 def test_each_site_refuses_the_other_modality(make_ct: Make, make_slice: Make) -> None:
     for source, modality, other in ((make_ct(), "ct", "mr"), (make_slice(), "mr", "ct")):
-        gates.check(source, modality)
+        acceptance.check(source, modality)
         with pytest.raises(Withheld) as caught:
-            gates.check(source, other)
+            acceptance.check(source, other)
         assert caught.value.reason is Reason.MODALITY
 
 

@@ -17,8 +17,8 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import UID
 
-from client.rebuild import deidentify, export, gates, pixels, profile, pseudonym, reader, rules
-from client.rebuild.manifest import Reason, Withheld
+from client.deidentification import acceptance, deidentify, export, pixels, profile, pseudonym, reader, rules
+from client.deidentification.manifest import Reason, Withheld
 
 Make = Callable[..., FileDataset]
 
@@ -186,14 +186,14 @@ def test_a_missing_patient_identifier_quarantines(make_slice: Make, key: bytes, 
 
 
 @pytest.mark.parametrize(
-    ("reason", "word"), [(reason, word) for reason, words in gates.DENIED.items() for word in words]
+    ("reason", "word"), [(reason, word) for reason, words in acceptance.DENIED.items() for word in words]
 )
 def test_each_denied_image_type_is_withheld(make_slice: Make, key: bytes, reason: Reason, word: str) -> None:
     source = make_slice()
     source.add(pydicom.DataElement("ImageType", "UC", ["ORIGINAL", "PRIMARY", "M", word]))
     with pytest.raises(Withheld) as caught:
         deidentify.rebuild(source, key)
-    assert caught.value.reason in gates.DENIED and word in gates.DENIED[reason]
+    assert caught.value.reason in acceptance.DENIED and word in acceptance.DENIED[reason]
 
 
 @pytest.mark.parametrize(("reason", "attributes"), [
@@ -303,4 +303,4 @@ def test_e05_no_value_outside_the_typed_ranges_survives(make_slice: Make, values
             numbers = rules.numbers(rule, rebuilt)
             assert numbers is not None and all(rule.low <= number <= rule.high for number in numbers)
         else:
-            assert set(gates.words(rebuilt, keyword)) <= set(rule.words)
+            assert set(acceptance.words(rebuilt, keyword)) <= set(rule.words)

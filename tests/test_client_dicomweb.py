@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from client.deidentification import redaction
 from client.pacs import multipart
 from client.pacs.archive import Series, Unanswered
 from client.pacs.dicomweb import DicomwebArchive
-from client.rebuild import redaction
+from shared.config.pacs import Pacs
 from shared.errors import DataError
-from shared.pacs import Pacs
 
 Write = Callable[..., list[Path]]
 WORD = "QZJX"

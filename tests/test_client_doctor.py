@@ -13,14 +13,15 @@ import uvicorn
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from client import dataset, doctor
-from client.link import approval, isolation, journal, line, node
-from client.rebuild import pseudonym
+from client.deidentification import pseudonym
+from client.supernode import approval, connection, isolation, journal, node
 from privacy.accounting import Event
 from privacy.ledger import Ledger, Plan
-from server.link import provision
-from server.link.serve import Doors, _start
-from shared import bundle, checks, keys
-from shared.config import Site
+from server.superlink import provision
+from server.superlink.serve import Doors, _start
+from shared import checks
+from shared.config.site import Site
+from shared.crypto import bundle, keys
 from shared.errors import FederationError
 
 
@@ -33,7 +34,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     """A site with everything in place, but for a server."""
     monkeypatch.setattr(isolation, "available", lambda: True)
     monkeypatch.setattr(isolation, "files", lambda: "namespaces")
-    monkeypatch.setattr(line, "look", lambda *_: ([], "TLSv1.3"))
+    monkeypatch.setattr(connection, "look", lambda *_: ([], "TLSv1.3"))
     monkeypatch.setattr(checks, "kept", lambda: True)
     monkeypatch.setattr(checks, "gpu", lambda: checks.Finding("GPU", "good", "a card"))
     for name in ("https_proxy", "http_proxy", "all_proxy"):
@@ -95,7 +96,7 @@ def test_pain18_each_fault_is_found_by_itself(site: Site, monkeypatch: pytest.Mo
     def unreachable(*_: object) -> tuple[list[str], str]:
         raise FederationError("the server cannot be reached")
 
-    monkeypatch.setattr(line, "look", unreachable)
+    monkeypatch.setattr(connection, "look", unreachable)
     assert findings(site, site.data)["line"] == "bad"
     open_site = site.model_copy(update={"policy": site.policy.model_copy(update={"app_network": "host"})})
     assert findings(open_site, site.data)["app's network"] == "warning"
@@ -115,7 +116,7 @@ def test_a_node_without_patients_is_not_asked_for_them(site: Site, tmp_path: Pat
 def test_a_server_that_is_not_there_is_explained(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     with pytest.raises(FederationError, match="cannot be reached; is it running"):
-        line.probe(node.load_kit(site.data), node.private_key(site.data))
+        connection.probe(node.load_kit(site.data), node.private_key(site.data))
 
 
 def test_a_good_line_is_described_with_its_tls_its_certificate_and_its_clock(
@@ -135,13 +136,13 @@ def test_a_good_line_is_described_with_its_tls_its_certificate_and_its_clock(
     )
     kit = node.load_kit(site.data).model_copy(update={"address": f"127.0.0.1:{port}"})
     try:
-        warnings, said = line.look(kit, key)
+        warnings, said = connection.look(kit, key)
         assert warnings == []
         assert re.fullmatch(
             rf"TLSv1\.[23] to 127\.0\.0\.1:{port}, its certificate good for 36\d days, clocks \d+ s apart", said
         )
         real = keys.now()
         monkeypatch.setattr(keys, "now", lambda: real + datetime.timedelta(seconds=200))
-        assert "differ by 2" in line.probe(kit, key)[0]
+        assert "differ by 2" in connection.probe(kit, key)[0]
     finally:
         server.should_exit = True

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from client import dataset
-from client.link import isolation, landlock, starter, view
-from shared.config import Experiment, Network, Privacy, Training
+from client.supernode import isolation, landlock, starter, view
+from shared.config.experiment import Experiment, Network, Privacy, Training
 
 # What hostile code tries, as the app's process; it prints what came of each. The words of a refusal do not matter
 ATTACK = """
@@ -206,7 +206,7 @@ import torch
 from client import dataset
 from client.train import train
 from shared import weights
-from shared.config import Experiment
+from shared.config.experiment import Experiment
 experiment = Experiment.model_validate_json(sys.argv[2])
 model = weights.load_base(experiment.base, experiment.network, experiment.classes)
 cohort = dataset.load(Path(sys.argv[1]) / "cohort")
@@ -269,7 +269,7 @@ def test_what_is_chosen_is_had_or_nothing_starts(hospital: Hospital, monkeypatch
 
 UNABLE = """
 import sys
-from client.link import isolation, mounts
+from client.supernode import isolation, mounts
 def fail(*_):
     raise OSError("no mounts here")
 mounts._mount = fail

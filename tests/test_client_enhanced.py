@@ -14,11 +14,11 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage
 
-from client.intake import volumes
-from client.intake.ingest import ingest
-from client.rebuild import deidentify, enhanced, export, profile
-from client.rebuild.manifest import Reason, Withheld
-from shared.config import Site
+from client.deidentification import deidentify, enhanced, export, profile
+from client.deidentification.manifest import Reason, Withheld
+from client.readers import volumes
+from client.readers.ingest import ingest
+from shared.config.site import Site
 from shared.errors import DataError
 
 Make = Callable[..., FileDataset]

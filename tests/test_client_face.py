@@ -15,14 +15,14 @@ from pydicom.dataset import FileDataset
 from scipy import ndimage
 
 from client import dataset
-from client.intake import bias, face, masks, template, volumes
-from client.intake.ingest import ingest
-from client.intake.template import Fit
-from client.intake.volumes import Scan
-from client.proof import verify
-from client.rebuild import manifest
-from client.rebuild.manifest import Reason, Withheld
-from shared.config import Site
+from client.deidentification import defacing, manifest
+from client.deidentification.manifest import Reason, Withheld
+from client.readers import bias, masks, template, volumes
+from client.readers.ingest import ingest
+from client.readers.template import Fit
+from client.readers.volumes import Scan
+from client.verification import verify
+from shared.config.site import Site
 from shared.errors import DataError
 from simulations.phantom_heads import Head, head
 
@@ -54,7 +54,7 @@ def unshaded(volume: np.ndarray, brain: np.ndarray, *_: Any) -> np.ndarray:
 
 def remove(made: Head, mask: np.ndarray, fit: Fit | None = None) -> Scan:
     scan = Scan(made.volume_RAS, made.spacing_mm)
-    return face.remove(scan, masker=lambda _: mask, second=lambda *_: fit or known(made), correct=unshaded)
+    return defacing.remove(scan, masker=lambda _: mask, second=lambda *_: fit or known(made), correct=unshaded)
 
 
 def refusal(made: Head, mask: np.ndarray, fit: Fit | None = None) -> Withheld:
@@ -91,7 +91,7 @@ def test_v04_a_broken_masker_is_refused(small: Head, broken: Callable[[Head], np
 def test_a_masker_that_stops_is_a_verdict_without_its_words(small: Head, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(masks, "_network", lambda: pytest.fail("JANE SMITH"))
     with pytest.raises(Withheld) as caught:
-        face.remove(Scan(small.volume_RAS, small.spacing_mm), second=lambda *_: known(small))
+        defacing.remove(Scan(small.volume_RAS, small.spacing_mm), second=lambda *_: known(small))
     assert caught.value.reason is Reason.NO_BRAIN and "JANE" not in str(caught.value)
 
 
@@ -147,7 +147,7 @@ def test_v02_of_what_passes_everything_outside_the_mask_is_exactly_zero(small: H
 def test_v02_a_value_left_outside_the_mask_is_noticed(small: Head) -> None:
     scan = Scan(small.volume_RAS, small.spacing_mm)
     with pytest.raises(Withheld) as caught:
-        face.remove(scan, lambda _: small.brain, lambda *_: known(small), correct=lambda volume, *_: volume)
+        defacing.remove(scan, lambda _: small.brain, lambda *_: known(small), correct=lambda volume, *_: volume)
     assert caught.value.reason is Reason.OUTSIDE_MASK
 
 
@@ -175,7 +175,7 @@ def test_a_field_smaller_than_any_brain_is_withheld_before_anything_runs() -> No
         raise AssertionError
 
     with pytest.raises(Withheld) as caught:
-        face.remove(Scan(np.ones((10, 10, 10), np.float32), (1, 1, 1)), masker=never, second=never, correct=never)
+        defacing.remove(Scan(np.ones((10, 10, 10), np.float32), (1, 1, 1)), masker=never, second=never, correct=never)
     assert caught.value.reason is Reason.COVERAGE
 
 
@@ -184,7 +184,9 @@ def test_a_brain_that_was_stripped_before_needs_no_masker(small: Head) -> None:
         raise AssertionError
 
     stripped = np.where(small.brain, small.volume_RAS, 0)
-    scan = face.remove(Scan(stripped, small.spacing_mm), masker=never, second=lambda *_: known(small), correct=unshaded)
+    scan = defacing.remove(
+        Scan(stripped, small.spacing_mm), masker=never, second=lambda *_: known(small), correct=unshaded
+    )
     assert scan.evidence["stripped_before"] == 1 and scan.brain is not None
     assert scan.brain.sum() == small.brain.sum()
 
@@ -203,7 +205,9 @@ def test_zeros_around_more_than_a_brain_are_not_taken_for_stripped(small: Head, 
         return small.brain
 
     volume = np.where(keep, small.volume_RAS, 0)
-    scan = face.remove(Scan(volume, small.spacing_mm), masker=masker, second=lambda *_: known(small), correct=unshaded)
+    scan = defacing.remove(
+        Scan(volume, small.spacing_mm), masker=masker, second=lambda *_: known(small), correct=unshaded
+    )
     assert len(asked) == 1 and scan.brain is not None and scan.brain.sum() == small.brain.sum()
 
 
@@ -229,8 +233,8 @@ def run(folder: Path, kind: str = "dicom", **site: Any) -> Any:
 @pytest.fixture
 def stubbed(small: Head, monkeypatch: pytest.MonkeyPatch) -> None:
     """The door with a masker and a second opinion that know the small head."""
-    step = partial(face.remove, masker=lambda _: small.brain, second=lambda *_: known(small), correct=unshaded)
-    monkeypatch.setattr(face, "remove", step)
+    step = partial(defacing.remove, masker=lambda _: small.brain, second=lambda *_: known(small), correct=unshaded)
+    monkeypatch.setattr(defacing, "remove", step)
 
 
 def write_head(write_series: Write, folder: Path, made: Head, **attributes: Any) -> None:
@@ -271,8 +275,8 @@ def test_nifti_takes_the_same_way(tmp_path: Path, small: Head) -> None:
 def test_a_series_in_doubt_is_withheld_with_its_measures(
     tmp_path: Path, write_series: Write, small: Head, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole_head = partial(face.remove, masker=lambda volume: volume > 100, second=lambda *_: known(small))
-    monkeypatch.setattr(face, "remove", whole_head)
+    whole_head = partial(defacing.remove, masker=lambda volume: volume > 100, second=lambda *_: known(small))
+    monkeypatch.setattr(defacing, "remove", whole_head)
     write_head(write_series, tmp_path / "data", small)
     with pytest.raises(DataError, match="brain-volume"):
         run(tmp_path)
@@ -288,7 +292,7 @@ def test_a_series_in_doubt_is_withheld_with_its_measures(
 def test_only_t1_weighted_series_reach_the_masker(
     tmp_path: Path, write_series: Write, small: Head, monkeypatch: pytest.MonkeyPatch, attributes: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(face, "remove", lambda _: pytest.fail("asked"))
+    monkeypatch.setattr(defacing, "remove", lambda _: pytest.fail("asked"))
     write_head(write_series, tmp_path / "data", small, **attributes)
     with pytest.raises(DataError, match=f"not-t1 {small.brain.shape[2]}"):
         run(tmp_path)
@@ -328,7 +332,7 @@ def surface_mm(volume_RAS: np.ndarray, step_mm: float) -> np.ndarray:
 def test_v01_the_networks_leave_no_voxel_of_a_face(whole: Head, fitted: Fit) -> None:
     scan = Scan(whole.volume_RAS, whole.spacing_mm)
     found = masks.deepbet(whole.volume_RAS)
-    stripped = face.remove(scan, masker=lambda _: found, second=lambda *_: fitted)
+    stripped = defacing.remove(scan, masker=lambda _: found, second=lambda *_: fitted)
     brain, _ = masks.solid(found)
     assert stripped.brain is not None and stripped.brain.sum() == brain.sum()
     assert not (brain & whole.face).any() and whole.face.sum() > 50_000
@@ -368,5 +372,5 @@ def test_v05_half_a_brain_in_view_is_withheld(small: Head, levels: slice) -> Non
 
 def test_a_stripped_brain_is_known_as_such_by_the_template(small: Head) -> None:
     volume = np.where(small.brain, small.volume_RAS, 0)
-    scan = face.remove(Scan(volume, small.spacing_mm), masker=lambda _: pytest.fail("asked"), correct=unshaded)
+    scan = defacing.remove(Scan(volume, small.spacing_mm), masker=lambda _: pytest.fail("asked"), correct=unshaded)
     assert scan.evidence["stripped_before"] == 1 and float(scan.evidence["dice"]) > 0.93

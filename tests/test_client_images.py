@@ -12,13 +12,13 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from client import dataset
-from client.intake import images, nifti, volumes
-from client.intake.ingest import IngestReport, ingest
-from client.proof import verify
-from client.proof.report import write as write_report
-from client.rebuild import manifest
-from client.rebuild.manifest import Reason, Withheld
-from shared.config import Site
+from client.deidentification import manifest
+from client.deidentification.manifest import Reason, Withheld
+from client.readers import images, nifti, volumes
+from client.readers.ingest import IngestReport, ingest
+from client.verification import verify
+from client.verification.report import write as write_report
+from shared.config.site import Site
 from shared.errors import DataError
 
 CANARY = "QZJX0001"

@@ -13,10 +13,10 @@ import pytest
 from pydicom.dataset import FileDataset
 
 from client import dataset
-from client.intake.ingest import IngestReport, ingest
-from client.rebuild import manifest
-from client.rebuild.manifest import Reason, Verdict
-from shared.config import Site
+from client.deidentification import manifest
+from client.deidentification.manifest import Reason, Verdict
+from client.readers.ingest import IngestReport, ingest
+from shared.config.site import Site
 from shared.errors import DataError
 
 Write = Callable[..., list[Path]]

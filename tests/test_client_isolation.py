@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from client.link import isolation, starter, view, warm
-from shared.config import Policy, Site
+from client.supernode import isolation, prefork, starter, view
+from shared.config.policy import Policy
+from shared.config.site import Site
 from shared.errors import DataError, FederationError
 
 # What an app might try. Each line says what came of it
@@ -117,7 +118,7 @@ def test_the_programs_exit_code_is_ours(place: Path) -> None:
 @pytest.mark.usefixtures("needs_namespaces")
 def test_a_place_without_a_network_is_known_as_one(place: Path) -> None:
     """As a container without a network, which forbids namespaces: the app may start there."""
-    program = [sys.executable, "-c", "from client.link import isolation; print(isolation.alone())"]
+    program = [sys.executable, "-c", "from client.supernode import isolation; print(isolation.alone())"]
     done = subprocess.run(
         command(place, program),
         capture_output=True,
@@ -212,7 +213,7 @@ def test_a_cohort_that_was_replaced_is_noticed_and_a_running_app_too(place: Path
     (place / "new").rename(place / "cohort")
     assert starter.identity([str(place / "cohort")]) not in (began, None)
     program = (
-        f"import ctypes, time; ctypes.CDLL(None).prctl(15, {warm.APP.encode()!r}); print(flush=True); time.sleep(60)"
+        f"import ctypes, time; ctypes.CDLL(None).prctl(15, {prefork.APP.encode()!r}); print(flush=True); time.sleep(60)"
     )
     assert not starter.working(os.getpid())
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as app:

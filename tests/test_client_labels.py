@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from client import dataset
-from client.intake import labels
-from client.intake.ingest import IngestReport, ingest
-from client.proof import report, verify
-from client.rebuild import manifest
-from shared.config import Site
+from client.deidentification import manifest
+from client.readers import labels
+from client.readers.ingest import IngestReport, ingest
+from client.verification import report, verify
+from shared.config.site import Site
 from shared.errors import DataError
 
 Write = Callable[..., list[Path]]

@@ -19,10 +19,10 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset
 
 from client import cli
-from client.intake.ingest import ingest
-from client.rebuild import gates, pseudonym, redaction
-from client.rebuild.manifest import Reason, Withheld
-from shared.config import Site
+from client.deidentification import acceptance, pseudonym, redaction
+from client.deidentification.manifest import Reason, Withheld
+from client.readers.ingest import ingest
+from shared.config.site import Site
 from shared.errors import FedsynthError
 from simulations.planted import UID, WORD, Canaries, plant, plant_oddities
 
@@ -227,5 +227,5 @@ def test_gates_compare_words_and_never_repeat_them() -> None:
     ds = Dataset()
     ds.add_new(0x00080016, "UI", f"{UID}.9")
     with pytest.raises(Withheld) as caught:
-        gates.check(ds)
+        acceptance.check(ds)
     assert "77123" not in str(caught.value)

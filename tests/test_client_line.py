@@ -14,7 +14,7 @@ import pytest
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.run import RunNotRunningException
 
-from client.link import line
+from client.supernode import connection
 from shared.errors import FederationError
 
 
@@ -22,13 +22,13 @@ def test_work_is_asked_for_every_second_and_flowers_own_loop_turns_every_minute(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(line.time, "sleep", slept.append)
-    answers = iter([None, None, "work", *[None] * line.IDLE_TIMES])
-    ask = line.patient(lambda: next(answers), lambda: None)
+    monkeypatch.setattr(connection.time, "sleep", slept.append)
+    answers = iter([None, None, "work", *[None] * connection.IDLE_TIMES])
+    ask = connection.patient(lambda: next(answers), lambda: None)
     assert ask() == "work"
-    assert slept == [line.IDLE_S] * 2
+    assert slept == [connection.IDLE_S] * 2
     assert ask() is None
-    assert len(slept) == 2 + line.IDLE_TIMES
+    assert len(slept) == 2 + connection.IDLE_TIMES
 
 
 def test_pain18_a_node_that_is_shut_out_while_it_waits_ends_with_the_reason_and_a_line_that_is_down_does_not_end_it(
@@ -40,13 +40,13 @@ def test_pain18_a_node_that_is_shut_out_while_it_waits_ends_with_the_reason_and_
     def forbidden() -> None:
         raise RunNotRunningException
 
-    ask = line.patient(forbidden, lambda: line.admitted(kit, kit))
+    ask = connection.patient(forbidden, lambda: connection.admitted(kit, kit))
     for found, raised in (
-        (line.NotAdmitted("revoked"), line.NotAdmitted),
+        (connection.NotAdmitted("revoked"), connection.NotAdmitted),
         (FederationError("the server cannot be reached"), RunNotRunningException),
         (None, RunNotRunningException),
     ):
-        monkeypatch.setattr(line, "probe", Mock(side_effect=[found] if found else None))
+        monkeypatch.setattr(connection, "probe", Mock(side_effect=[found] if found else None))
         with pytest.raises(raised):
             ask()
 
@@ -58,9 +58,9 @@ def test_a_refused_heartbeat_ends_the_node_with_the_reason_and_an_interrupt_of_a
     kit: Any = None
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
     try:
-        for found, raised in ((line.NotAdmitted("revoked"), line.NotAdmitted), (None, KeyboardInterrupt)):
-            monkeypatch.setattr(line, "probe", Mock(side_effect=[found] if found else None))
-            with pytest.raises(raised), line.interrupted(lambda: line.admitted(kit, kit)):
+        for found, raised in ((connection.NotAdmitted("revoked"), connection.NotAdmitted), (None, KeyboardInterrupt)):
+            monkeypatch.setattr(connection, "probe", Mock(side_effect=[found] if found else None))
+            with pytest.raises(raised), connection.interrupted(lambda: connection.admitted(kit, kit)):
                 signal.raise_signal(signal.SIGINT)
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
@@ -85,7 +85,7 @@ def test_pain02_a_line_that_is_cut_within_tls_is_tried_again_and_a_wrong_certifi
             client.post(f"https://127.0.0.1:{listener.getsockname()[1]}/")
         raise AssertionError("nobody answers there")
 
-    invoker = line.enduring(make_simple_http_retry_invoker)()
+    invoker = connection.enduring(make_simple_http_retry_invoker)()
     invoker.wait_function = waited.append
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=hangs_up, args=(listener, 2), daemon=True)

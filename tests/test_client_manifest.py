@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from client.rebuild import manifest, profile, provenance
-from client.rebuild.manifest import Entry, Reason
+from client.deidentification import manifest, profile, provenance
+from client.deidentification.manifest import Entry, Reason
 from shared.errors import DataError
 
 ENTRIES = [Entry(f"{n:024x}", reason, file=f"{n:024x}") for n, reason in enumerate(Reason)]

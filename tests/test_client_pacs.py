@@ -20,12 +20,12 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset
 
 from client import dataset
-from client.intake.ingest import IngestReport, ingest
+from client.deidentification import manifest
 from client.pacs import pull, spool
-from client.proof import verify
-from client.rebuild import manifest
+from client.readers.ingest import IngestReport, ingest
+from client.verification import verify
 from shared import ports
-from shared.config import Site
+from shared.config.site import Site
 from shared.errors import DataError
 
 Write = Callable[..., list[Path]]
@@ -405,7 +405,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next(pacs: Orthanc, tmp_path: 
         {"name": "a", "pacs": settings, "face_removal": "none", "text_check": "none"}
     ).model_dump_json()
     code = (
-        "import sys; from pathlib import Path; from client.intake.ingest import ingest; from shared.config import Site\n"
+        "import sys; from pathlib import Path; from client.readers.ingest import ingest; from shared.config.site import Site\n"
         "ingest(Site.model_validate_json(sys.argv[1]), classes=['a'], image_size=16, slices_per_patient=8, work=Path(sys.argv[2]))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, site, str(work)])

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 from pydicom.sr import codedict
 
-from client.intake.ingest import ingest
-from client.proof import report, report_words, verify
-from client.rebuild import conformance, export, manifest, profile, provenance
-from client.rebuild.manifest import Entry, Reason
-from shared.config import Site
+from client.deidentification import conformance, export, manifest, profile, provenance
+from client.deidentification.manifest import Entry, Reason
+from client.readers.ingest import ingest
+from client.verification import report, report_words, verify
+from shared.config.site import Site
 from shared.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,10 +15,10 @@ from pydantic import ValidationError
 from pydicom.dataset import Dataset, FileDataset
 
 from client import dataset
-from client.intake.ingest import IngestReport, ingest
-from client.proof import verify
-from client.rebuild import export, manifest
-from shared.config import Site
+from client.deidentification import export, manifest
+from client.readers.ingest import IngestReport, ingest
+from client.verification import verify
+from shared.config.site import Site
 from shared.errors import DataError
 
 Write = Callable[..., list[Path]]

@@ -15,9 +15,9 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileDataset
 
 from client import dataset
-from client.intake.ingest import ingest
-from client.rebuild import manifest
-from shared.config import Site
+from client.deidentification import manifest
+from client.readers.ingest import ingest
+from shared.config.site import Site
 from shared.errors import DataError
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "persons.md"

@@ -15,11 +15,13 @@ import yaml
 from PIL import Image
 from scipy import ndimage
 
-from client import answers, app, dataset, figures, proposal
+from client import answers, app, dataset, private_statistics, release_check
 from client.dataset import Patient
-from client.rebuild import pseudonym
+from client.deidentification import pseudonym
 from shared import messages, weights
-from shared.config import Experiment, Network, Site, read
+from shared.config.experiment import Experiment, Network
+from shared.config.loading import read
+from shared.config.site import Site
 from shared.diffusion import Process
 from shared.errors import PrivacyError
 
@@ -52,7 +54,7 @@ def check(proposed: np.ndarray, gained: tuple[float, float] = (0.0, 0.0), **gate
     tree["release"]["gate"] |= gate
     groups = [[Patient(str(i), 0, x) for i, x in enumerate(xs)] for xs in (TRAIN, HELD)]
     scores = [np.linspace(-1, 1, 8) + shift for shift in gained]
-    return proposal.check(proposed, *groups, *scores, Experiment.model_validate(tree))
+    return release_check.check(proposed, *groups, *scores, Experiment.model_validate(tree))
 
 
 def noisy(x_NHW: np.ndarray) -> np.ndarray:
@@ -96,7 +98,7 @@ def test_a_model_that_remembers_its_patients_fails_and_a_score_that_is_not_a_num
     for broken in ([np.full(8, np.nan), np.zeros(8)], [np.zeros(4), np.zeros(8)]):
         groups = [[Patient(str(i), 0, x) for i, x in enumerate(xs)] for xs in (TRAIN, HELD)]
         with pytest.raises(PrivacyError):
-            proposal.check(FRESH, *groups, *broken, EXPERIMENT)
+            release_check.check(FRESH, *groups, *broken, EXPERIMENT)
 
 
 def test_a_model_trained_without_privacy_until_it_remembers_is_caught_by_its_losses() -> None:
@@ -108,7 +110,7 @@ def test_a_model_trained_without_privacy_until_it_remembers_is_caught_by_its_los
     experiment = Experiment.model_validate(tree)
     cohort, heldout = ([Patient(str(i), 0, x[:1].repeat(3, 0)) for i, x in enumerate(xs[:5])] for xs in (TRAIN, HELD))
     model = weights.load_base("none", experiment.network, experiment.classes)
-    before = [np.array(figures.losses(model, group, experiment)) for group in (cohort, heldout)]
+    before = [np.array(private_statistics.losses(model, group, experiment)) for group in (cohort, heldout)]
     x_B1HW = (torch.from_numpy(TRAIN[:5, :1]).float() / 127.5 - 1).repeat(6, 1, 1, 1)
     z_BF, any_B = torch.zeros(30, 4), torch.full((30,), model.denoiser.any_label)
     optimizer, process = torch.optim.Adam(model.denoiser.parameters(), lr=3e-3), Process()
@@ -116,9 +118,9 @@ def test_a_model_trained_without_privacy_until_it_remembers_is_caught_by_its_los
         optimizer.zero_grad()
         process.losses(model.denoiser, x_B1HW, any_B, z_BF, condition_dropout=0.0).mean().backward()
         optimizer.step()
-    after = [np.array(figures.losses(model, group, experiment)) for group in (cohort, heldout)]
+    after = [np.array(private_statistics.losses(model, group, experiment)) for group in (cohort, heldout)]
     gained = [a - b for a, b in zip(before, after, strict=True)]
-    found = proposal.check(FRESH, cohort, heldout, *gained, experiment)
+    found = release_check.check(FRESH, cohort, heldout, *gained, experiment)
     assert found["membership"]["auc"] > 0.9
     assert found["verdicts"] == {"near-copies": True, "closer_share": True, "membership": False}
 
@@ -126,7 +128,7 @@ def test_a_model_trained_without_privacy_until_it_remembers_is_caught_by_its_los
 def test_with_many_patients_the_upper_end_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check(FRESH)["membership"]["auc_high"] > 0.6
     assert check(FRESH)["passed"]
-    monkeypatch.setattr(proposal, "ENOUGH", 8)
+    monkeypatch.setattr(release_check, "ENOUGH", 8)
     assert not check(FRESH)["passed"]
 
 
@@ -176,7 +178,7 @@ def test_the_number_of_answers_is_the_sites_own_and_survives_everything(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(proposal, "judge", fail)
+        patch.setattr(release_check, "judge", fail)
         with pytest.raises(KeyboardInterrupt):
             ask(site, FRESH)
     assert ask(site, FRESH) == messages.Verdict("north", True), "the same question: counted once, answered now"
@@ -219,7 +221,7 @@ def test_real_slices_of_training_patients_fail_however_they_are_hidden_and_those
         "other patients": others,
     }[change]
     scores = np.linspace(-1, 1, 12)
-    found = proposal.check(np.clip(proposed, 0, 255).astype(np.uint8), cohort, heldout, scores, scores, EXPERIMENT)
+    found = release_check.check(np.clip(proposed, 0, 255).astype(np.uint8), cohort, heldout, scores, scores, EXPERIMENT)
     assert found["passed"] is (change == "other patients"), found
 
 
@@ -241,7 +243,7 @@ def test_attack_10_an_error_while_judging_is_a_no_and_not_a_third_answer(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("JANE SMITH")
 
-    monkeypatch.setattr(proposal, "check", fail)
+    monkeypatch.setattr(release_check, "check", fail)
     assert ask(site, FRESH) == messages.Verdict("north", False)
 
 

@@ -12,13 +12,13 @@ import pydicom
 import pytest
 
 from client import dataset
-from client.intake.ingest import IngestReport, ingest
+from client.deidentification import manifest
 from client.pacs import archive, pull, spool
 from client.pacs.archive import Series, Unanswered
-from client.rebuild import manifest
-from shared.config import Site
+from client.readers.ingest import IngestReport, ingest
+from shared.config.pacs import Pacs
+from shared.config.site import Site
 from shared.errors import DataError
-from shared.pacs import Pacs
 
 Write = Callable[..., list[Path]]
 REACH = {"dicomweb": {"url": "https://pacs.example/dicom-web"}}

@@ -12,10 +12,10 @@ import pytest
 from pydicom.dataset import Dataset
 
 from client import dataset
-from client.intake.ingest import ingest
-from client.rebuild import deidentify, export, manifest, pixels, profile, reader, rules
-from client.rebuild.manifest import Reason, Withheld
-from shared.config import Site
+from client.deidentification import deidentify, export, manifest, pixels, profile, reader, rules
+from client.deidentification.manifest import Reason, Withheld
+from client.readers.ingest import ingest
+from shared.config.site import Site
 from shared.errors import DataError
 
 Real = Callable[[str], Path]

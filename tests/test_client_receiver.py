@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from pydicom.dataset import FileDataset
 
-from client.pacs import archive, dimse, receiver, spool
-from client.rebuild import redaction
+from client.deidentification import redaction
+from client.pacs import archive, dimse, spool, storage_scp
 from shared import ports
+from shared.config.pacs import Dimse
 from shared.errors import DataError
-from shared.pacs import Dimse
 
 TURNED_AWAY = ("rejected", "no association", "broken off")  # a busy machine may see the end before the rejection
 MR = "1.2.840.10008.5.1.4.1.1.4"
@@ -23,13 +23,13 @@ DIMSE = {"host": "127.0.0.1", "port": 104, "called_ae": "ARCHIVE", "calling_ae":
 
 
 @pytest.fixture
-def door() -> Iterator[Callable[..., tuple[receiver.Receiver, int]]]:
+def door() -> Iterator[Callable[..., tuple[storage_scp.Receiver, int]]]:
     opened = []
 
-    def start(**way: Any) -> tuple[receiver.Receiver, int]:
+    def start(**way: Any) -> tuple[storage_scp.Receiver, int]:
         port = ports.free()
         settings = Dimse.model_validate(DIMSE | {"listen_port": port} | way)
-        made = receiver.Receiver(settings, 5, archive.Pace(1000))
+        made = storage_scp.Receiver(settings, 5, archive.Pace(1000))
         made.start()
         opened.append(made)
         return made, port
@@ -71,27 +71,27 @@ def test_n03_the_door_takes_only_what_was_asked_for_from_whom_it_was_asked(
     here, port = door()
     ds = make_slice(0)
     got: list[bytes] = []
-    assert send(port, ds) == receiver.REFUSED  # nothing was asked for
+    assert send(port, ds) == storage_scp.REFUSED  # nothing was asked for
     with here.expecting(frozenset({"1.2.3"}), got.append):
-        assert send(port, ds) == receiver.REFUSED  # something else was
+        assert send(port, ds) == storage_scp.REFUSED  # something else was
     with here.expecting(frozenset({ds.SOPInstanceUID}), got.append):
         assert send(port, ds, calling="STRANGER") in TURNED_AWAY
         assert send(port, ds, called="SOMEBODY") in TURNED_AWAY
         assert turned_away(port, "127.0.0.2")
         assert not got
-        assert send(port, ds) == receiver.SUCCESS
+        assert send(port, ds) == storage_scp.SUCCESS
     assert len(got) == 1 and ds.SOPInstanceUID.encode() in got[0]
-    assert send(port, ds) == receiver.REFUSED and len(got) == 1
+    assert send(port, ds) == storage_scp.REFUSED and len(got) == 1
 
 
 def test_a_title_counts_only_at_its_own_address(door: Any, make_slice: Callable[..., FileDataset]) -> None:
     here, port = door(peers={"ARCHIVE": "127.0.0.1", "NODE": "127.0.0.2"})
     ds, got = make_slice(0), []
     with here.expecting(frozenset({ds.SOPInstanceUID}), got.append):
-        assert send(port, ds, calling="NODE", source="127.0.0.1") == receiver.REFUSED
-        assert send(port, ds, calling="ARCHIVE", source="127.0.0.2") == receiver.REFUSED
+        assert send(port, ds, calling="NODE", source="127.0.0.1") == storage_scp.REFUSED
+        assert send(port, ds, calling="ARCHIVE", source="127.0.0.2") == storage_scp.REFUSED
         assert not got
-        assert send(port, ds, calling="NODE", source="127.0.0.2") == receiver.SUCCESS
+        assert send(port, ds, calling="NODE", source="127.0.0.2") == storage_scp.SUCCESS
 
 
 def test_a_failure_to_keep_an_image_reaches_the_one_who_asked(
@@ -104,7 +104,7 @@ def test_a_failure_to_keep_an_image_reaches_the_one_who_asked(
         raise spool.NoRoom("no room")
 
     with pytest.raises(spool.NoRoom), here.expecting(frozenset({ds.SOPInstanceUID}), put):
-        assert send(port, ds) == receiver.OUT_OF_RESOURCES
+        assert send(port, ds) == storage_scp.OUT_OF_RESOURCES
 
 
 def test_with_tls_both_sides_show_a_certificate(tls: Path, door: Any, make_slice: Callable[..., FileDataset]) -> None:
@@ -118,10 +118,10 @@ def test_with_tls_both_sides_show_a_certificate(tls: Path, door: Any, make_slice
         assert send(port, ds) in TURNED_AWAY
         assert send(port, ds, secure=wrong) in TURNED_AWAY
         assert not got
-        assert send(port, ds, secure=right) == receiver.SUCCESS
+        assert send(port, ds, secure=right) == storage_scp.SUCCESS
 
 
 def test_a_port_that_is_taken_is_said(door: Any) -> None:
     _, port = door()
     with pytest.raises(DataError, match=f"cannot listen on 127.0.0.1 port {port}"):
-        receiver.Receiver(Dimse.model_validate(DIMSE | {"listen_port": port}), 5, archive.Pace(1)).start()
+        storage_scp.Receiver(Dimse.model_validate(DIMSE | {"listen_port": port}), 5, archive.Pace(1)).start()

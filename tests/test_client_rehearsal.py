@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from client import rehearsal
+from client import audit_run
 from client.dataset import Patient
 from privacy import audit
-from privacy.attacks import auc
+from privacy.membership_inference import auc
 from privacy.noise import SecureRandom
 from privacy.sgd import PatientOptimizer, clipped_sum, private_step
 from shared import weights
-from shared.config import Experiment, Network
+from shared.config.experiment import Experiment, Network
 from shared.errors import ConfigError
 from shared.network import Model
 
@@ -66,22 +66,22 @@ def test_the_real_loop_passes_and_half_of_its_noise_or_no_clipping_does_not(step
     settings = experiment(steps=1)
     network = model(settings)
     before = {name: p.clone() for name, p in network.state_dict().items()}
-    seen = rehearsal.canaries(network, patients(2), settings, 1000, step=step)
+    seen = audit_run.canaries(network, patients(2), settings, 1000, step=step)
     assert all(torch.equal(before[name], p) for name, p in network.state_dict().items())
     assert len(seen.inside) + len(seen.outside) == 1000
-    found = audit.lower_bound(seen.inside, seen.outside, rehearsal.stated(settings), 1e-5)
+    found = audit.lower_bound(seen.inside, seen.outside, audit_run.stated(settings), 1e-5)
     assert found.refuted == refuted
     assert found.epsilon > 3
 
 
 def test_canaries_are_sampled_by_the_loop_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = experiment(sampling_rate=0.4)
-    seen = rehearsal.canaries(model(settings), patients(4), settings, 300)
+    seen = audit_run.canaries(model(settings), patients(4), settings, 300)
     assert not audit.sampling(seen.taken, 0.4).refuted
     monkeypatch.setattr(
         SecureRandom, "poisson_sample", lambda self, population, rate: self.subset(population, round(rate * population))
     )
-    seen = rehearsal.canaries(model(settings), patients(4), settings, 300)
+    seen = audit_run.canaries(model(settings), patients(4), settings, 300)
     found = audit.sampling(seen.taken, 0.4)
     assert found.refuted
     assert found.worst == "batch sizes"
@@ -89,8 +89,8 @@ def test_canaries_are_sampled_by_the_loop_itself(monkeypatch: pytest.MonkeyPatch
 
 def test_full_training_is_audited_too() -> None:
     settings = experiment(trainable="full", slices=2, draws=1, rounds=1, steps=1, optimizer="adam", learning_rate=1e-3)
-    seen = rehearsal.canaries(model(settings), patients(2), settings, 200)
-    found = audit.lower_bound(seen.inside, seen.outside, rehearsal.stated(settings), 1e-5)
+    seen = audit_run.canaries(model(settings), patients(2), settings, 200)
+    found = audit.lower_bound(seen.inside, seen.outside, audit_run.stated(settings), 1e-5)
     assert 1 < found.epsilon <= found.stated
 
 
@@ -114,9 +114,9 @@ def test_evidence_against_members_is_strong_almost_without_noise_and_chance_unde
     for noise, kept in found.items():
         for seed in range(6):
             network, people = model(settings), different(16, seed)
-            states = rehearsal.trajectory(network, people[:8], settings, noise_multiplier=noise)
+            states = audit_run.trajectory(network, people[:8], settings, noise_multiplier=noise)
             assert len(states) == 2
-            scores = rehearsal.evidence(network, states, people, settings)
+            scores = audit_run.evidence(network, states, people, settings)
             kept.append(auc(scores["update alignment"][:8], scores["update alignment"][8:]))
     assert np.mean(found[1e-6]) > 0.65
     assert abs(np.mean(found[200.0]) - 0.5) < 0.25
@@ -135,22 +135,22 @@ def test_a_network_that_remembers_gives_its_members_away_however_different_patie
         learning_rate=1e-2,
     )
     network, people = model(settings), different(20, 0)
-    states = rehearsal.trajectory(network, people[:5], settings, noise_multiplier=0.0)
+    states = audit_run.trajectory(network, people[:5], settings, noise_multiplier=0.0)
     for state, remembers in ((states[-1], True), (states[0], False)):
-        scores = rehearsal.evidence(network, [states[0], state], people, settings)
+        scores = audit_run.evidence(network, [states[0], state], people, settings)
         assert (auc(scores["loss"][:5], scores["loss"][5:]) > 0.7) == remembers
 
 
 def test_the_same_patient_gets_the_same_evidence_every_time() -> None:
     settings = experiment(trainable="full", slices=2, draws=2, rounds=1, steps=1, learning_rate=1e-3)
     network, people = model(settings), patients(3)
-    states = rehearsal.trajectory(network, people, settings, noise_multiplier=1.0)
-    first = rehearsal.evidence(network, states, people, settings)
-    again = rehearsal.evidence(network, states, people[::-1], settings)
+    states = audit_run.trajectory(network, people, settings, noise_multiplier=1.0)
+    first = audit_run.evidence(network, states, people, settings)
+    again = audit_run.evidence(network, states, people[::-1], settings)
     for name, score in first.items():
         assert score == pytest.approx(again[name][::-1], rel=1e-5, abs=1e-12)
 
 
 def test_an_experiment_that_states_no_epsilon_cannot_be_audited() -> None:
     with pytest.raises(ConfigError, match="nothing is stated"):
-        rehearsal.stated(experiment(epsilon=None))
+        audit_run.stated(experiment(epsilon=None))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from client import replies
+from client import reply_cache
 from shared import messages
-from shared.config import Experiment
+from shared.config.experiment import Experiment
 from shared.messages import TrainReply
 
 EXPERIMENT = Experiment(name="t")
@@ -27,13 +27,13 @@ def identity(experiment: Experiment = EXPERIMENT, number: int = 1, noise: float 
 
 
 def test_a_kept_reply_comes_back_bit_for_bit_and_for_its_owner_alone(tmp_path: Path) -> None:
-    replies.keep(tmp_path, REPLY)
-    found = replies.find(tmp_path, "request")
+    reply_cache.keep(tmp_path, REPLY)
+    found = reply_cache.find(tmp_path, "request")
     assert found is not None
     assert (found.site, found.epsilon, found.steps, found.ledger) == ("north", 1 / 3, 4, (3, "a" * 64))
     assert all(torch.equal(found.update[name], t) for name, t in REPLY.update.items())
-    assert [p.name for p in tmp_path.iterdir()] == [replies.FILE]
-    assert stat.S_IMODE((tmp_path / replies.FILE).stat().st_mode) == 0o600
+    assert [p.name for p in tmp_path.iterdir()] == [reply_cache.FILE]
+    assert stat.S_IMODE((tmp_path / reply_cache.FILE).stat().st_mode) == 0o600
 
 
 def test_only_the_whole_request_finds_it() -> None:
@@ -50,32 +50,32 @@ def test_only_the_whole_request_finds_it() -> None:
 
 
 def test_another_request_and_a_dropped_reply_find_nothing(tmp_path: Path) -> None:
-    assert replies.find(tmp_path, "request") is None
-    replies.keep(tmp_path, REPLY)
-    assert replies.find(tmp_path, "other") is None
-    replies.keep(tmp_path, dataclasses.replace(REPLY, request="later"))
-    assert replies.find(tmp_path, "request") is None
-    replies.drop(tmp_path)
-    replies.drop(tmp_path)
-    assert replies.find(tmp_path, "later") is None
+    assert reply_cache.find(tmp_path, "request") is None
+    reply_cache.keep(tmp_path, REPLY)
+    assert reply_cache.find(tmp_path, "other") is None
+    reply_cache.keep(tmp_path, dataclasses.replace(REPLY, request="later"))
+    assert reply_cache.find(tmp_path, "request") is None
+    reply_cache.drop(tmp_path)
+    reply_cache.drop(tmp_path)
+    assert reply_cache.find(tmp_path, "later") is None
 
 
 def test_a_damaged_reply_is_not_used(tmp_path: Path) -> None:
-    replies.keep(tmp_path, REPLY)
-    path = tmp_path / replies.FILE
+    reply_cache.keep(tmp_path, REPLY)
+    path = tmp_path / reply_cache.FILE
     good = path.read_bytes()
     for position in range(len(good)):
         path.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
-        assert replies.find(tmp_path, "request") is None
+        assert reply_cache.find(tmp_path, "request") is None
     for data in (b"", good[:-1], b"\n", good + b"\0"):
         path.write_bytes(data)
-        assert replies.find(tmp_path, "request") is None
+        assert reply_cache.find(tmp_path, "request") is None
 
 
 def test_a_reply_that_cannot_be_kept_is_no_reason_not_to_send_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / replies.FILE).mkdir()
-    replies.keep(tmp_path, REPLY)
+    (tmp_path / reply_cache.FILE).mkdir()
+    reply_cache.keep(tmp_path, REPLY)
     assert "charged again" in caplog.text
-    assert [p.name for p in tmp_path.iterdir()] == [replies.FILE]
+    assert [p.name for p in tmp_path.iterdir()] == [reply_cache.FILE]

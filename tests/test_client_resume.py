@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from client import dataset
-from client.intake import finished, workers
-from client.intake.ingest import IngestReport, ingest
-from client.rebuild import manifest
-from shared.config import Site
+from client.deidentification import manifest
+from client.readers import resume, workers
+from client.readers.ingest import IngestReport, ingest
+from shared.config.site import Site
 from shared.errors import DataError
 
 Write = Callable[..., list[Path]]
@@ -139,7 +139,7 @@ def test_what_was_made_otherwise_is_made_anew_and_that_is_said(
     if change == "key":
         (tmp_path / "records" / dataset.KEY_FILE).unlink()
     elif change == "version":
-        monkeypatch.setattr(finished, "code", lambda: "another")
+        monkeypatch.setattr(resume, "code", lambda: "another")
     elif change == "damage":
         for path in (tmp_path / "work" / "finished").glob("*/*.npz"):
             path.write_bytes(path.read_bytes()[:-1])

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from client.intake import face, volumes
-from client.intake.template import Fit
-from client.intake.volumes import Scan
+from client.deidentification import defacing
+from client.readers import volumes
+from client.readers.template import Fit
+from client.readers.volumes import Scan
 from simulations.benchmarks.verdicts import alike
-from simulations.drawn import MOST, faces
+from simulations.face_detector import MOST, faces
 from simulations.phantom_heads import Head, head
 
 STEP_MM = 4.0
@@ -42,7 +43,7 @@ def unshaded(volume: np.ndarray, brain: np.ndarray, *_: Any) -> np.ndarray:
 def strip(made: Head, volume_RAS: np.ndarray | None = None, mask: np.ndarray | None = None) -> Scan:
     scan = Scan(made.volume_RAS if volume_RAS is None else volume_RAS, made.spacing_mm)
     brain = made.brain if mask is None else mask
-    return face.remove(scan, masker=lambda _: brain, second=lambda *_: fitted(made), correct=unshaded)
+    return defacing.remove(scan, masker=lambda _: brain, second=lambda *_: fitted(made), correct=unshaded)
 
 
 def pictures(scan: Scan) -> np.ndarray:

@@ -18,9 +18,9 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from client.proof import verify
-from client.rebuild import deidentify, export, reader
-from client.rebuild.manifest import Reason, Verdict
+from client.deidentification import deidentify, export, reader
+from client.deidentification.manifest import Reason, Verdict
+from client.verification import verify
 
 Make = Callable[..., FileDataset]
 Save = Callable[[Dataset, Path], Path]

@@ -16,11 +16,11 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import EnhancedMRImageStorage
 
 from client import dataset
-from client.intake import volumes
-from client.intake.ingest import ingest
-from client.rebuild import deidentify, enhanced, manifest
-from client.rebuild.manifest import Reason, Withheld
-from shared.config import Site
+from client.deidentification import deidentify, enhanced, manifest
+from client.deidentification.manifest import Reason, Withheld
+from client.readers import volumes
+from client.readers.ingest import ingest
+from shared.config.site import Site
 from shared.errors import DataError
 
 Make = Callable[..., FileDataset]

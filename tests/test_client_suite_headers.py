@@ -21,8 +21,8 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 
-from client.proof import expected
-from client.rebuild.manifest import Reason
+from client.deidentification.manifest import Reason
+from client.verification import expected_attributes
 from simulations.planted import Canaries
 
 Make = Callable[..., FileDataset]
@@ -65,7 +65,7 @@ def test_h01_of_all_rows_only_those_with_a_harmless_shape_may_be_written() -> No
     actions = {row[0] << 16 | row[1]: name for name in ("X", "Z", "D", "U", "Z_D", "X_Z", "X_D", "X_Z_D", "X_Z_U_STAR")
                for row in getattr(kitware, f"{name}_TAGS")}  # fmt: skip
     shapes: dict[str, set[str]] = {}
-    for (_, tag), by_vr in expected.table().items():
+    for (_, tag), by_vr in expected_attributes.table().items():
         if tag in actions:
             shapes.setdefault(actions[tag], set()).update(shape.said for shape in by_vr.values())
     assert shapes == {"Z": {"-"}, "U": {"uid"}, "Z_D": {"patient"}, "X_Z_D": {"REMOVED"}}

@@ -29,10 +29,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from client.intake.ingest import ingest
-from client.rebuild import manifest
-from client.rebuild.manifest import Reason
-from shared.config import Site
+from client.deidentification import manifest
+from client.deidentification.manifest import Reason
+from client.readers.ingest import ingest
+from shared.config.site import Site
 from shared.errors import DataError
 
 Make = Callable[..., FileDataset]

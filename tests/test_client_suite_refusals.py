@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset, FileDataset
 
-from client.intake import labels, nifti, series, text, volumes
-from client.intake.ingest import ingest
-from client.rebuild import deidentify, enhanced, export, gates, manifest, pixels, pseudonym, reader, rules
-from client.rebuild.manifest import Entry, Reason, Withheld
-from shared import chain
-from shared.config import Site
+from client.deidentification import acceptance, deidentify, enhanced, export, manifest, pixels, pseudonym, reader, rules
+from client.deidentification.manifest import Entry, Reason, Withheld
+from client.readers import labels, nifti, series, text, volumes
+from client.readers.ingest import ingest
+from shared.config.site import Site
 from shared.errors import DataError
+from shared.journal import chain
 
 Make = Callable[..., FileDataset]
 Save = Callable[[Dataset, Path], Path]
@@ -94,7 +94,7 @@ def test_e04_a_series_that_showed_text_is_not_looked_at_again(
 
 def test_e04_a_header_without_a_patient_is_refused_before_anything_is_made_of_it(make_slice: Make) -> None:
     nobody = make_slice(PatientID=" ")
-    assert withheld(lambda: gates.check(nobody)) is Reason.NO_PATIENT
+    assert withheld(lambda: acceptance.check(nobody)) is Reason.NO_PATIENT
     assert withheld(lambda: rules.identifier_of(nobody)) is Reason.NO_PATIENT
 
 

@@ -13,10 +13,10 @@ import pytest
 from pydicom.dataset import FileDataset
 
 from client import dataset
-from client.intake.ingest import ingest
-from client.link import isolation
-from client.rebuild import export
-from shared.config import Site
+from client.deidentification import export
+from client.readers.ingest import ingest
+from client.supernode import isolation
+from shared.config.site import Site
 
 Write = Callable[..., list[Path]]
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,10 +30,10 @@ before = sent()
 """
 WORK = """
 from pathlib import Path
-from client.intake import text
-from client.intake.ingest import ingest
-from client.rebuild import export
-from shared.config import Site
+from client.readers import text
+from client.readers.ingest import ingest
+from client.deidentification import export
+from shared.config.experiment import Site
 export.export(Path("data"), Path("out"), bytes(32))
 site = Site(name="a", data=Path("data"), face_removal="none")
 ingest(site, classes=["x"], image_size=16, slices_per_patient=4, work=Path("work"))

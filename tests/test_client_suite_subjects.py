@@ -24,10 +24,10 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileDataset
 
-from client.intake.ingest import ingest
-from client.rebuild import deidentify, export, gates, manifest, profile, pseudonym, reader, rules
-from client.rebuild.manifest import Reason, Withheld
-from shared.config import Site
+from client.deidentification import acceptance, deidentify, export, manifest, profile, pseudonym, reader, rules
+from client.deidentification.manifest import Reason, Withheld
+from client.readers.ingest import ingest
+from shared.config.site import Site
 
 Make = Callable[..., FileDataset]
 Save = Callable[[Dataset, Path], Path]
@@ -234,7 +234,7 @@ def test_l01_what_a_reader_warns_of_is_not_repeated(
 def test_l02_a_traceback_holds_no_value(make_slice: Make, key: bytes) -> None:
     """Neither the text nor the chain of causes, also when local variables are printed."""
     ds = make_slice(ImageType=["DERIVED", "QZJX"], PatientID="QZJX")
-    for call in (lambda: deidentify.rebuild(ds, key), lambda: gates.check(ds), lambda: reader.whole(Path("QZJX"))):
+    for call in (lambda: deidentify.rebuild(ds, key), lambda: acceptance.check(ds), lambda: reader.whole(Path("QZJX"))):
         with pytest.raises(Withheld) as caught:
             call()
         error = caught.value
@@ -244,7 +244,7 @@ def test_l02_a_traceback_holds_no_value(make_slice: Make, key: bytes) -> None:
 
 def test_l03_no_library_keeps_a_log_of_its_own(tmp_path: Path) -> None:
     """ONNX Runtime writes a device number and a database of events into the home folder, and uploads them, unless told not to."""
-    code = "import numpy, client.intake.text as t; list(t.lines(numpy.eye(64) * 200)); print('ran')"
+    code = "import numpy, client.readers.text as t; list(t.lines(numpy.eye(64) * 200)); print('ran')"
     for place in ("home", "tmp", "cwd"):
         (tmp_path / place).mkdir()
     clean = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}

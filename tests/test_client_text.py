@@ -18,11 +18,11 @@ from PIL import Image, ImageDraw, ImageFont
 from pydicom.dataset import FileDataset
 
 from client import cli, dataset
-from client.intake import text
-from client.intake.ingest import ingest
-from client.rebuild import export, manifest
-from client.rebuild.manifest import Reason, Withheld
-from shared.config import Site
+from client.deidentification import export, manifest
+from client.deidentification.manifest import Reason, Withheld
+from client.readers import text
+from client.readers.ingest import ingest
+from shared.config.site import Site
 from shared.errors import DataError
 from simulations import phantoms
 

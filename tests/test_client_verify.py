@@ -18,16 +18,16 @@ from pydicom.dataset import Dataset, FileDataset
 from typer.testing import CliRunner
 
 from client import cli
-from client.intake.ingest import ingest
-from client.proof import expected, harvest, outside, search, verify, walk
-from client.proof.findings import RULES, Verification
-from client.rebuild import export, manifest, profile
-from shared.config import Site
+from client.deidentification import export, manifest, profile
+from client.readers.ingest import ingest
+from client.verification import dicom_parser, expected_attributes, external_validators, search, source_values, verify
+from client.verification.findings import RULES, Verification
+from shared.config.site import Site
 from shared.errors import DataError
 
 NAME, MRN, INSTITUTION = "Grünewald^Ottilie", "MRN-7712345", "Klinik Nordstern"
 SLICES = 4
-OUTSIDE = outside.run
+OUTSIDE = external_validators.run
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def source(tmp_path: Path, write_series: Callable[..., list[Path]], head: np.nda
 @pytest.fixture
 def rebuilt(source: Path, tmp_path: Path, key: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
     export.export(source, tmp_path / "out", key)
-    monkeypatch.setattr(outside, "run", lambda *_: None)
+    monkeypatch.setattr(external_validators, "run", lambda *_: None)
     return tmp_path / "out"
 
 
@@ -283,7 +283,7 @@ def test_a_key_or_ledger_in_doubt_is_found(work: Path) -> None:
 
 def test_the_verifiers_table_and_the_writers_agree() -> None:
     """Two tables, made apart: what one permits at a place the other must permit there too."""
-    places = {expected.TOP: [rule for _, table in profile.SOP_CLASSES.values() for rule in table]}
+    places = {expected_attributes.TOP: [rule for _, table in profile.SOP_CLASSES.values() for rule in table]}
     places |= {pydicom.datadict.tag_for_keyword(name): list(group) for name, group in profile.GROUPS.items()}
     written = {
         (place, int(pydicom.datadict.tag_for_keyword(rule.keyword)))
@@ -293,13 +293,15 @@ def test_the_verifiers_table_and_the_writers_agree() -> None:
     codes = pydicom.datadict.tag_for_keyword("DeidentificationMethodCodeSequence")
     written |= {(codes, int(pydicom.datadict.tag_for_keyword(word))) for word in profile.BASIC_PROFILE}
     written.add(
-        (expected.TOP, int(pydicom.datadict.tag_for_keyword("BurnedInAnnotation")))
+        (expected_attributes.TOP, int(pydicom.datadict.tag_for_keyword("BurnedInAnnotation")))
     )  # where text was looked for
     shared = [pydicom.datadict.tag_for_keyword(f"{which}FunctionalGroupsSequence") for which in ("Shared", "PerFrame")]
     written |= {(around, int(pydicom.datadict.tag_for_keyword(name))) for around in shared for name in profile.GROUPS}
-    judged = {place for place in expected.table() if place[1] >> 16 != 2} - {(expected.TOP, 0x00080016)}
+    judged = {place for place in expected_attributes.table() if place[1] >> 16 != 2} - {
+        (expected_attributes.TOP, 0x00080016)
+    }
     assert written == judged, (
-        "an attribute was added to one table only: add it by hand to client/proof/expected.py as well"
+        "an attribute was added to one table only: add it by hand to client/verification/expected_attributes.py as well"
     )
 
 
@@ -318,13 +320,13 @@ def test_a_walk_takes_every_byte_of_what_pydicom_writes(make_slice: Callable[...
         ds.save_as(buffer, enforce_file_format=True)
         content = buffer.getvalue()
         read = pydicom.dcmread(io.BytesIO(content))
-        walked = list(walk.elements(content))
+        walked = list(dicom_parser.elements(content))
         assert len(walked) == len(list(read.iterall())) + len(read.file_meta)
         assert walked[-1].start + len(walked[-1].value) == len(content)
         for length in range(150, len(content), 7):
             try:  # a cut between two elements shows in what is missing, any other is a fault
-                assert len(list(walk.elements(content[:length]))) < len(walked)
-            except walk.Fault as fault:
+                assert len(list(dicom_parser.elements(content[:length]))) < len(walked)
+            except dicom_parser.Fault as fault:
                 assert fault.offset <= length
 
 
@@ -356,7 +358,7 @@ def test_short_words_and_numbers_count_only_alone() -> None:
 
 
 def test_names_dates_and_foreign_letters_become_needles() -> None:
-    made = harvest.words(["Grünewald^Ottilie", "19471213", "王^小东", "45321", "Bo", "123", "1.2.840.10008.1.2"])
+    made = source_values.words(["Grünewald^Ottilie", "19471213", "王^小东", "45321", "Bo", "123", "1.2.840.10008.1.2"])
     for value in ("grünewald", "ottilie", "13.12.1947", "1947-12-13", "13dec1947", "45321"):
         assert value.encode() in made
     assert {"GRÜNEWALD".encode("latin-1").lower(), "小东".encode(), "小东王"[:2].encode("utf-16-le").lower()} & made
@@ -394,7 +396,7 @@ def test_missing_validators_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     result = Verification()
-    outside.run(tmp_path, [], result)
+    external_validators.run(tmp_path, [], result)
     assert [text.split(":")[0] for text in result.skipped] == ["dciodvfy", "dicomqc"] and not result.ran
     assert "not installed" in result.skipped[0]
 
@@ -425,8 +427,8 @@ def nest(depth: int) -> bytes:
     ("length", b"\x02\0\0\0UL\x04\0\0\0\0\0" + b"\x10\0\x20\0LO\x03\0abc"),
 ])  # fmt: skip
 def test_bytes_that_we_do_not_write_are_a_fault_with_an_offset(rule: str, content: bytes) -> None:
-    with pytest.raises(walk.Fault) as caught:
-        list(walk.elements(bytes(128) + b"DICM" + content))
+    with pytest.raises(dicom_parser.Fault) as caught:
+        list(dicom_parser.elements(bytes(128) + b"DICM" + content))
     assert caught.value.rule == rule and caught.value.offset <= 132 + len(content)
 
 
@@ -438,7 +440,7 @@ def test_mutated_files_never_stop_the_verifier(rebuilt: Path) -> None:
         for _ in range(int(rng.integers(1, 5))):
             content[int(rng.integers(0, len(content)))] = int(rng.integers(0, 256))
         result = Verification()
-        from client.proof import verify_dicom
+        from client.verification import verify_dicom
 
         verify_dicom.check(bytes(content), one(rebuilt).name, "x", verify_dicom.Needles(), result)
     assert os.path.exists(rebuilt)  # noqa: PTH110

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pydicom.dataset import FileDataset
 
-from client.intake import volumes
-from client.rebuild.manifest import Reason, Withheld
+from client.deidentification.manifest import Reason, Withheld
+from client.readers import volumes
 
 Make = Callable[..., FileDataset]
 SPACING_MM = (1.25, 1.5, 2.0)  # right, anterior, superior

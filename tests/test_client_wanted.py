@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from client.pacs import wanted
+from client.pacs import patient_list
 from shared.errors import DataError
 
 WORD = "QZJX"
@@ -21,7 +21,7 @@ WORD = "QZJX"
 ])  # fmt: skip
 def test_the_list_names_each_patient_once(tmp_path: Path, text: str, found: dict[str, set[str]]) -> None:
     (tmp_path / "list").write_text(text, encoding="utf-8")
-    assert wanted.read(tmp_path / "list") == found
+    assert patient_list.read(tmp_path / "list") == found
 
 
 @pytest.mark.parametrize(("text", "said"), [
@@ -34,5 +34,5 @@ def test_an_identifier_that_a_query_would_read_as_a_pattern_is_refused_and_not_r
 ) -> None:
     (tmp_path / "list").write_bytes(text)
     with pytest.raises(DataError, match=said) as caught:
-        wanted.read(tmp_path / "list")
+        patient_list.read(tmp_path / "list")
     assert WORD not in str(caught.value) and caught.value.__context__ is None

@@ -16,13 +16,13 @@ import pytest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor import ExecutionSpec
 
-from client.link import warm
+from client.supernode import prefork
 
 CHILD = """
 import json, os, socket, sys, threading, time
 from pathlib import Path
 import flwr.supernode.runtime.run_clientapp as flower
-from client.link import warm
+from client.supernode import warm
 
 folder = Path(sys.argv[1])
 
@@ -69,7 +69,7 @@ LEAVING = """
 import json, os, socket, subprocess, sys, time
 from pathlib import Path
 import flwr.supernode.runtime.run_clientapp as flower
-from client.link import warm
+from client.supernode import warm
 
 folder = Path(sys.argv[1])
 
@@ -154,13 +154,13 @@ def test_two_apps_draw_different_noise(said: list[dict[str, Any]]) -> None:
 
 
 def test_a_tasks_token_is_on_no_command_line(said: list[dict[str, Any]]) -> None:
-    assert {app["comm"] for app in said} == {warm.APP}
+    assert {app["comm"] for app in said} == {prefork.APP}
     assert not any("one" in app["words"].split("\0") or "two" in app["words"].split("\0") for app in said)
 
 
 def test_only_this_roles_work_is_taken_and_a_nursery_that_is_gone_is_said() -> None:
     ours, theirs = socket.socketpair()
-    nursery = warm.Nursery(ours)
+    nursery = prefork.Nursery(ours)
     assert nursery.get_eligible_capacity(set(TaskType)) == ({TaskType.CLIENT_APP}, set())
     theirs.close()
     spec = ExecutionSpec(TaskType.CLIENT_APP, "127.0.0.1:1", "t", True, None, False, os.getpid(), False, 1)

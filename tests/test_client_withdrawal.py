@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from client.link import approval, journal
-from shared import bundle
-from shared.config import Site
+from client.supernode import approval, journal
+from shared.config.site import Site
+from shared.crypto import bundle
 from shared.errors import FedsynthError
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from client import dataset
-from privacy import membership
+from privacy import ledger_members
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("client", "server")
@@ -154,7 +154,7 @@ def test_attack_10_the_container_with_the_network_has_neither_the_lists_of_patie
     None
 ):
     node = services("client")["node"]
-    lists = membership.folder(Path("ledger.jsonl")).name
+    lists = ledger_members.folder(Path("ledger.jsonl")).name
     assert f"/records/{lists}" in node["tmpfs"], "empty memory lies over the lists"
     assert mounted(node)[f"/records/{dataset.KEY_FILE}"] == "/dev/null:ro"
 

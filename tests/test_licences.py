@@ -46,6 +46,6 @@ def test_every_library_under_a_gnu_licence_is_named_in_the_readme() -> None:
 
 def test_the_masker_runs_without_its_window() -> None:
     """deepbet asks for customtkinter, a toolkit for windows that its networks do not need."""
-    code = "import sys; from client.intake import masks; masks._network(); print({'customtkinter', 'tkinter'} & set(sys.modules))"
+    code = "import sys; from client.readers import masks; masks._network(); print({'customtkinter', 'tkinter'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

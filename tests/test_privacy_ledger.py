@@ -16,8 +16,8 @@ import pytest
 from privacy import accounting, filters, high_water, ledger_file
 from privacy.accounting import Event
 from privacy.ledger import Ledger, Mark, Plan, delta_now, delta_of, draws, verify
-from shared import chain
 from shared.errors import BudgetExceeded, LedgerError, PrivacyError
+from shared.journal import chain
 
 DELTA = 1e-5
 STEP = Event(20.0, 1.0, 1)  # full batches: epsilon is exact and instant, about 0.18 for the first

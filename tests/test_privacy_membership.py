@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from privacy import accounting, filters, ledger, membership, reservations
+from privacy import accounting, filters, ledger, ledger_members, reservations
 from privacy.accounting import Event
 from privacy.cli import app
 from privacy.ledger import Ledger, Plan, counted, verify
-from shared import chain
 from shared.errors import BudgetExceeded, LedgerError, PrivacyError
+from shared.journal import chain
 
 DELTA = 1e-5
 STEP = Event(20.0, 1.0, 1)
@@ -46,7 +46,7 @@ def spent(count: int) -> float:
 
 def total(path: Path) -> float:
     records = verify(path)
-    return counted(membership.counted(path, records, reservations.read(records)[0]), DELTA)
+    return counted(ledger_members.counted(path, records, reservations.read(records)[0]), DELTA)
 
 
 def test_a_patient_of_two_cohorts_is_charged_for_both(path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_ledger_of_an_older_version_counts_for_everybody(path: Path) -> None:
 @pytest.mark.parametrize("spoil", ["remove", "add a line", "drop a line", "flip", "empty", "no text"])
 def test_groups_that_were_changed_count_for_everybody_until_they_are_written_anew(path: Path, spoil: str) -> None:
     reserve(path, NORTH)
-    file = membership.groups_file(path)
+    file = ledger_members.groups_file(path)
     good = file.read_bytes()
     bad = {
         "add a line": good + good,
@@ -110,7 +110,7 @@ def test_groups_that_were_changed_count_for_everybody_until_they_are_written_ane
         "empty": b"",
         "no text": b"\xff\xfe",
     }
-    south = membership.keep(path, SOUTH)
+    south = ledger_members.keep(path, SOUTH)
     if spoil == "remove":
         file.unlink()
     else:
@@ -123,7 +123,7 @@ def test_groups_that_were_changed_count_for_everybody_until_they_are_written_ane
 @pytest.mark.parametrize("spoil", ["remove", "add a line", "drop a line", "flip", "empty", "no text"])
 def test_a_list_that_was_changed_counts_for_everybody_and_is_written_anew(path: Path, spoil: str) -> None:
     reserve(path, NORTH)
-    (file,) = membership.folder(path).iterdir()
+    (file,) = ledger_members.folder(path).iterdir()
     good = file.read_bytes()
     bad = {
         "add a line": good + b"zoe\n",
@@ -145,14 +145,14 @@ def test_a_list_that_was_changed_counts_for_everybody_and_is_written_anew(path: 
 def test_a_list_is_named_by_what_it_holds_in_the_chain_and_is_for_its_owner_alone(path: Path) -> None:
     reserve(path, ["bob", "ann", "bob"])
     reserve(path, {"ann", "bob"})
-    (file,) = membership.folder(path).iterdir()
+    (file,) = ledger_members.folder(path).iterdir()
     assert [r["members"] for r in verify(path)[1:]] == [file.stem, file.stem]
-    assert file.stem in membership.groups_file(path).read_text()
-    assert not {"ann", "bob"} & set(re.findall("[a-z]+", membership.groups_file(path).read_text()))
-    assert membership.groups_file(path).stat().st_mode & 0o077 == 0
+    assert file.stem in ledger_members.groups_file(path).read_text()
+    assert not {"ann", "bob"} & set(re.findall("[a-z]+", ledger_members.groups_file(path).read_text()))
+    assert ledger_members.groups_file(path).stat().st_mode & 0o077 == 0
     assert file.read_text() == "ann\nbob\n"
     assert file.stat().st_mode & 0o077 == 0
-    assert membership.folder(path).stat().st_mode & 0o077 == 0
+    assert ledger_members.folder(path).stat().st_mode & 0o077 == 0
     assert "ann" not in path.read_text()
     path.write_bytes(path.read_bytes().replace(file.stem.encode(), b"0" * 64, 1))
     with pytest.raises(LedgerError, match="record 1 "):
@@ -164,15 +164,15 @@ def test_verify_says_how_many_reservations_count_for_everybody(path: Path) -> No
     reserve(path, SOUTH)
     told = CliRunner().invoke(app, ["ledger", "verify", str(path)]).stdout
     assert "count for everybody" not in told
-    (membership.folder(path) / f"{verify(path)[1]['members']}.txt").unlink()
-    membership.keep(path, BOTH)
+    (ledger_members.folder(path) / f"{verify(path)[1]['members']}.txt").unlink()
+    ledger_members.keep(path, BOTH)
     told = CliRunner().invoke(app, ["ledger", "verify", str(path)]).stdout
     assert "1 reservation(s) count for everybody" in told
 
 
 def test_a_list_that_cannot_be_written_stops_the_work(path: Path) -> None:
     book = Ledger(path, cohort="key", cap=8.0, delta=DELTA)
-    membership.folder(path).write_text("in the way")
+    ledger_members.folder(path).write_text("in the way")
     before = path.read_bytes()
     with pytest.raises(LedgerError, match="nothing may be computed"):
         book.draw(plan(), 1, run="r", members=NORTH)
@@ -255,10 +255,10 @@ def test_a_change_of_cohort_within_a_run_is_refused_where_the_plan_does_not_fit_
 
 
 def test_a_list_that_is_named_but_unknown_counts_for_everybody_and_no_name_is_a_path(path: Path) -> None:
-    name = membership.keep(path, NORTH)
+    name = ledger_members.keep(path, NORTH)
     assert reserve(path, name) == spent(1)
     assert reserve(path, "f" * 64) == spent(2)
-    assert reserve(path, membership.keep(path, SOUTH)) == spent(2)
+    assert reserve(path, ledger_members.keep(path, SOUTH)) == spent(2)
     for wrong in ("../ledger", "F" * 64, "f" * 63, ""):
         with pytest.raises(PrivacyError, match="64 hex digits"):
             reserve(path, wrong)
@@ -270,11 +270,11 @@ def test_groups_without_the_lists_are_the_groups_of_the_lists(
     tmp_path_factory: pytest.TempPathFactory, cohorts: list[set[str]]
 ) -> None:
     path = tmp_path_factory.mktemp("ledger") / "ledger.jsonl"
-    names = [membership.keep(path, cohort) for cohort in cohorts]
-    for file in membership.folder(path).iterdir():
+    names = [ledger_members.keep(path, cohort) for cohort in cohorts]
+    for file in ledger_members.folder(path).iterdir():
         file.unlink()
     held = [reservations.Reservation(n, "", "", ((STEP,),), {name}, whole=True) for n, name in enumerate(names)]
     for name, cohort in zip(names, cohorts, strict=True):
-        found = {frozenset(r.record for r in group) for group in membership.groups(path, held, name)}
+        found = {frozenset(r.record for r in group) for group in ledger_members.groups(path, held, name)}
         each = {frozenset(n for n, other in enumerate(cohorts) if who in other) for who in cohort}
         assert found == {mine for mine in each if not any(mine < other for other in each)}

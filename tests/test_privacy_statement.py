@@ -15,7 +15,7 @@ from privacy import filters, high_water, statement
 from privacy.accounting import Event, epsilon
 from privacy.cli import app
 from privacy.ledger import Ledger, Plan, verify
-from shared import signing
+from shared.crypto import signing
 from shared.errors import FedsynthError, LedgerError, SignatureError
 
 DELTA, STEP = 1e-5, Event(20.0, 1.0, 1)

@@ -12,7 +12,7 @@ import pytest
 
 from server import app
 from server.events import read
-from shared.config import Experiment
+from shared.config.experiment import Experiment
 from shared.errors import FederationError
 
 

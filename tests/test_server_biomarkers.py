@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.measure.biomarkers import NAMES, SCALARS, biomarkers, brain, measure, otsu, thresholds
-from server.measure.heldout import Heldout
+from server.evaluation.biomarkers import NAMES, SCALARS, biomarkers, brain, measure, otsu, thresholds
+from server.evaluation.heldout import Heldout
 from shared.errors import DataError
 
 Y, X = np.mgrid[-1:1:64j, -1:1:64j]

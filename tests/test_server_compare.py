@@ -15,8 +15,8 @@ from PIL import Image
 from scipy import ndimage
 from typer.testing import CliRunner
 
-from server.measure import tools
-from server.measure.compare import compare
+from server.evaluation import tools
+from server.evaluation.compare import compare
 from shared.errors import ConfigError, DataError
 
 
@@ -125,8 +125,8 @@ def test_frd_comes_from_its_authors_package_or_not_at_all(
 def test_labelled_sets_are_studied_by_class_and_unlike_labels_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from server.measure import study, utility
-    from server.measure.compare_page import write_page
+    from server.evaluation import study, utility
+    from server.evaluation.compare_page import write_page
 
     monkeypatch.setattr(utility, "STEPS", 3)
     y, x = np.mgrid[-1:1:32j, -1:1:32j]

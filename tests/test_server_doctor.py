@@ -14,13 +14,15 @@ import pytest
 import uvicorn
 from typer.testing import CliRunner
 
-from client.link import node
+from client.supernode import node
 from server import doctor
 from server.cli import app
-from server.link import jobs, provision
-from server.link.serve import Doors, _start
-from shared import checks, journal, keys
-from shared.config import Site
+from server.superlink import jobs, provision
+from server.superlink.serve import Doors, _start
+from shared import checks
+from shared.config.site import Site
+from shared.crypto import keys
+from shared.journal import journal
 
 
 def free_port() -> int:

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from server.publish import draw as drawing
-from server.publish import release, seal
-from server.publish.draw import Draws, draw_all
-from server.publish.release import Statement
-from shared import signing, weights
-from shared.config import Network, Performance, Release
+from server.release import draw as drawing
+from server.release import release, seal
+from server.release.draw import Draws, draw_all
+from server.release.release import Statement
+from shared import weights
+from shared.config.experiment import Network, Performance, Release
+from shared.crypto import signing
 from shared.network import Model
 
 NETWORK = Network(image_size=16, channels=(8, 16), groups=4, latents=4, encoder_channels=8)

@@ -15,8 +15,8 @@ from PIL import Image
 from scipy import ndimage
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from server.measure import features, lpips, manifold, similarity
-from server.measure.evaluate import Evaluator, Figure, Heldout, interval
+from server.evaluation import features, lpips, manifold, similarity
+from server.evaluation.evaluate import Evaluator, Figure, Heldout, interval
 from shared.errors import ConfigError, DataError, WeightsError
 
 KEYS = [

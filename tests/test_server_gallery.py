@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pydicom.dataset import Dataset, FileDataset
 
-from server.measure import gallery
+from server.evaluation import image_sets
 from shared.errors import DataError
 
 X = np.random.default_rng(0).integers(1, 256, (12, 20, 20), dtype=np.uint8)
@@ -24,8 +24,8 @@ def png(path: Path, x_HW: np.ndarray) -> Path:
     return path
 
 
-def load(source: Path, size: int = 20, patients: str = "auto") -> gallery.Gallery:
-    return gallery.load(gallery.survey(source, patients), size)
+def load(source: Path, size: int = 20, patients: str = "auto") -> image_sets.Gallery:
+    return image_sets.load(image_sets.survey(source, patients), size)
 
 
 def test_every_form_gives_the_same_pixels_and_patients(
@@ -59,7 +59,7 @@ def test_a_release_is_read_by_its_list_and_each_image_once(tmp_path: Path) -> No
     assert (len(found.x_NHW), found.classes, found.patients_known) == (4, ("ill",), False)
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "../secret.png"}))
     with pytest.raises(DataError, match="outside its folder"):
-        gallery.survey(tmp_path)
+        image_sets.survey(tmp_path)
 
 
 def test_whose_an_image_is_can_be_said(tmp_path: Path) -> None:
@@ -75,9 +75,9 @@ def test_whose_an_image_is_can_be_said(tmp_path: Path) -> None:
     assert load(tmp_path / "data", patients=str(table)).patient_N.tolist() == [0, 0, 0, 1]
     table.write_text("file,patient\np0/0.png,a\n")
     with pytest.raises(DataError, match="lacks 3 of 4 images"):
-        gallery.survey(tmp_path / "data", str(table))
+        image_sets.survey(tmp_path / "data", str(table))
     with pytest.raises(DataError, match="not a CSV"):
-        gallery.survey(tmp_path / "data", "nowhere.csv")
+        image_sets.survey(tmp_path / "data", "nowhere.csv")
 
 
 def test_a_damaged_file_is_counted_and_not_fatal(tmp_path: Path) -> None:
@@ -92,26 +92,26 @@ def test_a_damaged_file_is_counted_and_not_fatal(tmp_path: Path) -> None:
 
 def test_kinds_are_not_mixed_and_an_empty_folder_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no PNG"):
-        gallery.survey(tmp_path)
+        image_sets.survey(tmp_path)
     with pytest.raises(DataError, match="there is no"):
-        gallery.survey(tmp_path / "absent")
+        image_sets.survey(tmp_path / "absent")
     png(tmp_path / "a.png", X[0])
     np.savez(tmp_path / "b.npz", x_NHW=X)
     with pytest.raises(DataError, match="PNG or JPEG and NPZ"):
-        gallery.survey(tmp_path)
+        image_sets.survey(tmp_path)
     np.savez(tmp_path / "c.npz", y=X)
     with pytest.raises(DataError, match="neither"):
-        gallery.survey(tmp_path / "c.npz")
+        image_sets.survey(tmp_path / "c.npz")
 
 
 def test_a_limit_is_spread_over_patients(tmp_path: Path) -> None:
     patients = ["a"] * 20 + ["b"] * 3 + ["c"] * 3
-    entries = [gallery.Entry(tmp_path / str(i), "", p) for i, p in enumerate(patients)]
-    chosen = gallery.choose(entries, 9, seed=0)
+    entries = [image_sets.Entry(tmp_path / str(i), "", p) for i, p in enumerate(patients)]
+    chosen = image_sets.choose(entries, 9, seed=0)
     assert sorted(e.patient or "" for e in chosen) == sorted("abc" * 3)
-    assert chosen == gallery.choose(entries, 9, seed=0)
-    assert chosen != gallery.choose(entries, 9, seed=1)
-    assert gallery.choose(entries, 100, seed=0) == entries
+    assert chosen == image_sets.choose(entries, 9, seed=0)
+    assert chosen != image_sets.choose(entries, 9, seed=1)
+    assert image_sets.choose(entries, 100, seed=0) == entries
 
 
 def test_images_are_padded_to_a_square_and_deep_ones_are_windowed(tmp_path: Path) -> None:

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from server.measure.heldout import Heldout
-from server.publish import cliques, gate, release
-from server.publish.cards import data_card, model_card
-from server.publish.draw import Draws
-from server.publish.gate import Verdict
-from server.publish.quality import Check
-from server.publish.release import Statement
-from shared.config import Gate, Release
+from server.evaluation.heldout import Heldout
+from server.release import cliques, gate, release
+from server.release.cards import data_card, model_card
+from server.release.draw import Draws
+from server.release.gate import Verdict
+from server.release.quality import Check
+from server.release.release import Statement
+from shared.config.experiment import Gate, Release
 from shared.errors import ReleaseRefused
 
 CLASSES = ("healthy", "lesion")

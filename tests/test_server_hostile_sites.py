@@ -27,11 +27,11 @@ from privacy.accounting import Event, epsilon
 from server.aggregate import ServerOptimizer
 from server.events import Events, read
 from server.ledgers import Ledgers
-from server.link.follow import Follow
 from server.strategy import Strategy
+from server.superlink.follow import Follow
 from shared import messages, wire
-from shared.config import Experiment, Federation, Statistics, Training
-from simulations.memory_grid import Clock, MemoryGrid, Site, inside_a_run
+from shared.config.experiment import Experiment, Federation, Statistics, Training
+from simulations.fake_grid import Clock, MemoryGrid, Site, inside_a_run
 
 NOISE = 2.0
 EXPERIMENT = Experiment(

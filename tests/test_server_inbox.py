@@ -25,7 +25,7 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.servicer.fleet import fleet_handlers
 
-from server.link import inbox
+from server.superlink import inbox
 
 
 @pytest.fixture

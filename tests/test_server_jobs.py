@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from server.events import Events, read
-from server.link import jobs
-from server.link import run as desk
-from shared.config import Experiment
+from server.superlink import jobs
+from server.superlink import run as desk
+from shared.config.experiment import Experiment
 from shared.errors import DataError, FederationError
 
 

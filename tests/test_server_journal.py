@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 
-from client.link import node
-from server import finish
+from client.supernode import node
+from server import finalize
 from server import journal as ours
 from server.events import Events, read
-from server.link import jobs, provision
-from server.publish.gate import Verdict
-from server.publish.quality import Check
-from shared import audit, bundle, journal
-from shared.config import Experiment, Site
+from server.release.gate import Verdict
+from server.release.quality import Check
+from server.superlink import jobs, provision
+from shared.config.experiment import Experiment
+from shared.config.site import Site
+from shared.crypto import bundle
 from shared.errors import LedgerError
+from shared.journal import journal, verifier
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def test_who_was_admitted_and_shut_out_is_on_record_with_the_key(folder: Path) -
     _, _, approved, revoked = journal.read(folder)
     member = provision.members(folder)[0]
     assert approved["key"] == revoked["key"] == member.fingerprint
-    assert audit.verify(folder).state == "whole"
+    assert verifier.verify(folder).state == "whole"
 
 
 def test_nobody_is_admitted_and_nothing_is_run_while_the_journal_is_damaged(
@@ -95,7 +97,7 @@ def test_a_run_on_one_machine_keeps_its_own(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "demo"
     ours.write(run, "release_passed")
     assert ours.folder_of(run) == run / "server"
-    assert audit.find(run) == run / "server" / journal.FILE
+    assert verifier.find(run) == run / "server" / journal.FILE
     assert json.loads((run / "server" / journal.FILE).read_text().splitlines()[1])["run"] == "demo"
 
 
@@ -108,7 +110,7 @@ def test_a_decision_about_a_release_is_on_record_before_anything_is_published(tm
         ((good, bad), "public data"),
         ((unprivate,), "I insist"),
     ):
-        finish._decided(tmp_path, Verdict(checks, "", forced))
+        finalize._decided(tmp_path, Verdict(checks, "", forced))
     entries = journal.read(tmp_path / "server")
     assert [(e["kind"], e.get("failed"), e.get("reason", "")[:11]) for e in entries] == [
         ("release_passed", None, ""),

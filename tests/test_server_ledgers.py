@@ -16,12 +16,13 @@ from server.aggregate import ServerOptimizer
 from server.cli import app as server_app
 from server.events import Events, read
 from server.ledgers import Ledgers, Shown
-from server.link import provision
 from server.strategy import Strategy
-from shared import journal, messages
-from shared.config import Experiment, Federation, Training
+from server.superlink import provision
+from shared import messages
+from shared.config.experiment import Experiment, Federation, Training
 from shared.errors import FederationError, LedgerError, MessageError
-from simulations.memory_grid import Clock, MemoryGrid, Site, inside_a_run
+from shared.journal import journal
+from simulations.fake_grid import Clock, MemoryGrid, Site, inside_a_run
 
 EXPERIMENT = Experiment(
     name="t",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from privacy.accounting import Event, epsilon
-from privacy.statistics import events
+from privacy.noisy_statistics import events
 from server.plan import plan
-from shared.config import Experiment
+from shared.config.experiment import Experiment
 
 TREE = {"name": "t", "training": {"rounds": 3, "steps": 2}, "cohort": {"patients_per_site": 100}}
 

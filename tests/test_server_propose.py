@@ -12,14 +12,14 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 
 from server import checkpoint
+from server.evaluation.heldout import Heldout
 from server.events import Events, read
-from server.measure.heldout import Heldout
-from server.publish import gate
-from server.publish.propose import answers, propose, proposed
+from server.release import gate
+from server.release.release_vote import answers, propose, proposed
 from shared import messages, weights, wire
-from shared.config import Experiment
+from shared.config.experiment import Experiment
 from shared.network import Model, shapes
-from simulations.memory_grid import Clock, MemoryGrid, Site, inside_a_run
+from simulations.fake_grid import Clock, MemoryGrid, Site, inside_a_run
 
 EXPERIMENT = Experiment.model_validate(
     {

@@ -15,11 +15,11 @@ from cryptography.x509 import verification
 from typer.testing import CliRunner
 
 from client.cli import app as client_app
-from client.link import node
+from client.supernode import node
 from server.cli import app as server_app
-from server.link import provision
-from shared import keys
-from shared.config import Site
+from server.superlink import provision
+from shared.config.site import Site
+from shared.crypto import keys
 from shared.errors import ConfigError, FederationError
 
 FEDERATION = provision.Federation(name="brains", address="fed.example.org:9443")

@@ -19,11 +19,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from server.publish import release
-from server.publish.cards import privacy_statement, shown
-from server.publish.release import Statement
-from shared import signing
-from shared.config import Release
+from server.release import release
+from server.release.cards import privacy_statement, shown
+from server.release.release import Statement
+from shared.config.experiment import Release
+from shared.crypto import signing
 from shared.errors import DataError, ReleaseRefused
 
 SETTINGS = Release(images_per_class=3)

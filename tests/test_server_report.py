@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from server.measure.evaluate import Heldout
-from server.pages import report_words
-from server.pages.report import write_report
-from server.pages.report_data import read_run
+from server.evaluation.evaluate import Heldout
+from server.reports import report_words
+from server.reports.report import write_report
+from server.reports.report_data import read_run
 from server.summary import Measured, write_summary
 from shared.errors import DataError
 

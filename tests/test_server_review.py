@@ -19,10 +19,10 @@ from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
 from server.cli import app
-from server.pages import agreement, review
-from server.pages.report import write_report
-from server.pages.review import Answer
-from server.pages.review_server import make_server
+from server.reports import agreement, review
+from server.reports.report import write_report
+from server.reports.review import Answer
+from server.reports.review_server import make_server
 from server.summary import write_summary
 from shared.errors import DataError, FedsynthError
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from server.measure import tools
-from server.publish import seal
-from shared import signing
+from server.evaluation import tools
+from server.release import seal
+from shared.crypto import signing
 from shared.errors import DataError, FedsynthError, SignatureError
 
 

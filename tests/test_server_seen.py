@@ -13,7 +13,7 @@ from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.supercore.constant import NodeStatus
 from flwr.supercore.object_store import ObjectStoreFactory
 
-from server.link import seen
+from server.superlink import heartbeats
 
 T0 = 1_800_000_000.0
 
@@ -30,15 +30,15 @@ def stamp(seconds: float) -> str:
 
 
 def test_the_last_heartbeat_is_kept_after_a_site_is_gone(tmp_path: Path) -> None:
-    assert seen.read(tmp_path) == {}
-    seen.keep(tmp_path, links(NodeStatus.REGISTERED, T0), {7: "north"})
-    assert seen.read(tmp_path) == {"north": {"connected": False}}
-    seen.keep(tmp_path, links(NodeStatus.ONLINE, T0 + 10), {7: "north"})
-    assert seen.read(tmp_path) == {"north": {"connected": True, "seen": stamp(10)}}
-    seen.keep(tmp_path, links(NodeStatus.OFFLINE, T0 + 90), {7: "north"})
-    assert seen.read(tmp_path) == {"north": {"connected": False, "seen": stamp(10)}}
-    seen.keep(tmp_path, links(NodeStatus.OFFLINE, T0 + 90), {})  # shut out
-    assert seen.read(tmp_path) == {"north": {"connected": False, "seen": stamp(10)}}
+    assert heartbeats.read(tmp_path) == {}
+    heartbeats.keep(tmp_path, links(NodeStatus.REGISTERED, T0), {7: "north"})
+    assert heartbeats.read(tmp_path) == {"north": {"connected": False}}
+    heartbeats.keep(tmp_path, links(NodeStatus.ONLINE, T0 + 10), {7: "north"})
+    assert heartbeats.read(tmp_path) == {"north": {"connected": True, "seen": stamp(10)}}
+    heartbeats.keep(tmp_path, links(NodeStatus.OFFLINE, T0 + 90), {7: "north"})
+    assert heartbeats.read(tmp_path) == {"north": {"connected": False, "seen": stamp(10)}}
+    heartbeats.keep(tmp_path, links(NodeStatus.OFFLINE, T0 + 90), {})  # shut out
+    assert heartbeats.read(tmp_path) == {"north": {"connected": False, "seen": stamp(10)}}
 
 
 @pytest.mark.filterwarnings("ignore:No path_separator found:DeprecationWarning")  # Flower's own
@@ -48,10 +48,10 @@ def test_flowers_own_record_says_what_is_read_here(tmp_path: Path) -> None:
     state = LinkStateFactory(str(tmp_path / "links.db"), manager, ObjectStoreFactory()).state()
     node = state.create_node("a", "a", b"key", 0)
     state.activate_node(node, 30.0)
-    seen.keep(tmp_path, state, {node: "north"})
-    found = seen.read(tmp_path)["north"]
+    heartbeats.keep(tmp_path, state, {node: "north"})
+    found = heartbeats.read(tmp_path)["north"]
     assert found["connected"]
     assert abs((datetime.now(UTC) - datetime.fromisoformat(found["seen"])).total_seconds()) < 5
     state.deactivate_node(node)
-    seen.keep(tmp_path, state, {node: "north"})
-    assert seen.read(tmp_path)["north"] == {"connected": False, "seen": found["seen"]}
+    heartbeats.keep(tmp_path, state, {node: "north"})
+    assert heartbeats.read(tmp_path)["north"] == {"connected": False, "seen": found["seen"]}

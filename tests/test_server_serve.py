@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from server.link import jobs
-from server.link.serve import BODY_LIMIT, Doors
+from server.superlink import jobs
+from server.superlink.serve import BODY_LIMIT, Doors
 from shared.errors import FederationError
 
 KEY = b"-----BEGIN PUBLIC KEY-----"

@@ -21,10 +21,10 @@ from server.ledgers import Ledgers
 from server.strategy import Strategy, largest_update
 from shared import messages, wire
 from shared import weights as store
-from shared.config import Experiment, Federation, Privacy, Training
+from shared.config.experiment import Experiment, Federation, Privacy, Training
 from shared.errors import ConfigError, FederationError, WeightsError
 from shared.refusals import WORDS
-from simulations.memory_grid import Clock, MemoryGrid, Site, inside_a_run
+from simulations.fake_grid import Clock, MemoryGrid, Site, inside_a_run
 
 EXPERIMENT = Experiment(
     name="t", training=Training(rounds=3), federation=Federation(deadline_s=10.0, join_timeout_s=5.0, attempts=2)

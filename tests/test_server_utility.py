@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from server.measure import study, utility
-from server.measure.heldout import Heldout
-from server.measure.utility import auroc, balanced_accuracy
+from server.evaluation import study, utility
+from server.evaluation.heldout import Heldout
+from server.evaluation.utility import auroc, balanced_accuracy
 from shared.errors import DataError
 
 _Y, _X = np.indices((16, 16)) % 4 < 2

@@ -20,15 +20,17 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from client.link import node
+from client.supernode import node
 from server import status
 from server.cli import app
 from server.events import Events
-from server.link import jobs, provision
-from server.pages.watch import make_server
-from server.pages.watch_page import PAGE
-from shared import journal, keys
-from shared.config import Experiment, Site
+from server.reports.watch import make_server
+from server.reports.watch_page import PAGE
+from server.superlink import jobs, provision
+from shared.config.experiment import Experiment
+from shared.config.site import Site
+from shared.crypto import keys
+from shared.journal import journal
 
 TOKEN = "the-token"
 FIGURE = {"value": 50.0, "floor": 40.0, "low": 45.0, "high": 55.0}

@@ -11,8 +11,8 @@ from PIL import Image
 from scipy import ndimage
 from typer.testing import CliRunner
 
-from server.measure import tools
-from server.publish import watermark
+from server.evaluation import tools
+from server.release import watermark
 from simulations.benchmarks.watermark import changes
 
 

@@ -14,7 +14,7 @@ from flwr.common.config import get_fab_config, get_metadata_from_config
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shared import bundle, bundle_check, bundle_diff
+from shared.crypto import bundle, bundle_check, bundle_diff
 from shared.errors import FederationError
 
 

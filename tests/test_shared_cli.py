@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shared import journal
+from shared.journal import journal
 
 FEDSYNTH = str(Path(sys.executable).parent / "fedsynth")
 COMMANDS = [

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from shared.config import Experiment, Federation, Performance, Site, read, validate
+from shared.config.experiment import Experiment, Federation, Performance
+from shared.config.loading import read, validate
+from shared.config.policy import Policy
+from shared.config.site import Site
 from shared.errors import ConfigError
-from shared.permits import Policy
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from shared import durable, keys, signing
+from shared import durable
+from shared.crypto import keys, signing
 
 
 @pytest.fixture

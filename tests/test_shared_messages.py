@@ -12,7 +12,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from shared import flower, messages, wire
-from shared.config import Experiment
+from shared.config.experiment import Experiment
 from shared.errors import ConfigError, MessageError
 
 SHAPES = {"a": (2, 3), "b": (1,)}

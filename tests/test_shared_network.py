@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 
-from shared.config import Network
+from shared.config.experiment import Network
 from shared.diffusion import Process, alphas_cumprod, sample
 from shared.network import Model, shapes
 

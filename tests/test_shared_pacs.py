@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from shared.config import Site, validate
+from shared.config.loading import validate
+from shared.config.site import Site
 from shared.errors import ConfigError
 
 WORD = "QZJX"

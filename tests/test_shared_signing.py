@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from shared import signing
+from shared.crypto import signing
 from shared.errors import SignatureError
 
 BODY = {"cohort": "north", "epsilon": 7.25, "runs": [{"run": "Über", "steps": 4}], "cap": None}

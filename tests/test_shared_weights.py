@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shared import weights
-from shared.config import Network
+from shared.config.experiment import Network
 from shared.errors import WeightsError
 
 ANY = {"a": "any", "b": "healthy"}

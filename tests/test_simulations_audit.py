@@ -15,10 +15,11 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from client import rehearsal
+from client import audit_run
 from privacy.sgd import PatientOptimizer, private_step
 from shared import cli
-from shared.config import Experiment, Network, read
+from shared.config.experiment import Experiment, Network
+from shared.config.loading import read
 from shared.errors import ConfigError, DataError, PrivacyError
 from simulations import audit
 from simulations.audit_cli import app
@@ -68,8 +69,8 @@ def half_noise(loss: Any, people: Any, optimizer: PatientOptimizer, *, clipping:
 
 
 def test_a_fault_is_told_and_sets_the_exit_code(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original: Callable[..., Any] = rehearsal.canaries
-    monkeypatch.setattr(rehearsal, "canaries", lambda *a, **k: original(*a, **k | {"step": half_noise}))
+    original: Callable[..., Any] = audit_run.canaries
+    monkeypatch.setattr(audit_run, "canaries", lambda *a, **k: original(*a, **k | {"step": half_noise}))
     done = CliRunner().invoke(app, [str(config), "--canaries", "500", "--out", str(tmp_path / "audit")])
     assert isinstance(done.exception, PrivacyError)
     assert "contradicts the stated privacy: canaries show epsilon" in str(done.exception)
@@ -82,7 +83,7 @@ def test_a_run_with_other_settings_or_none_is_refused(config: Path, tmp_path: Pa
 
     def run(experiment: Experiment) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(rehearsal, "canaries", lambda *_, **__: pytest.fail("refuse before the work"))
+            patch.setattr(audit_run, "canaries", lambda *_, **__: pytest.fail("refuse before the work"))
             audit.run(experiment, tmp_path / "x", canaries=100, finished=tmp_path, progress=lambda _: nullcontext())
 
     with pytest.raises(DataError, match="holds no finished simulation"):
@@ -97,9 +98,9 @@ def test_a_run_with_other_settings_or_none_is_refused(config: Path, tmp_path: Pa
 
 def test_what_is_far_above_the_best_attack_is_a_problem_and_what_is_within_its_interval_is_not() -> None:
     from privacy.accounting import Attack, Event
-    from privacy.attacks import Membership
     from privacy.audit import Bound, Sampling
     from privacy.copies import Copies, Nearness
+    from privacy.membership_inference import Membership
 
     bound = Bound(1.0, 8.0, 1e-5, 0.95, 9.0, 0.0, 50, 50, 30, 20, 0.4, 0.5)
     found = audit.Audit(

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from simulations import doors, faults
+from simulations import faults, startup_faults
 from simulations.benchmarks.faults import SITE, experiment, finish, through_a_cable
-from simulations.cable import Cable
-from simulations.loopback import federation
-from simulations.running import Run
+from simulations.run_probe import Run
+from simulations.tcp_proxy import Cable
+from simulations.testbed import federation
 
 pytestmark = pytest.mark.in_order
 
@@ -65,4 +65,4 @@ def test_a_killed_server_goes_on_after_its_last_round(struck: tuple[Run, Cable])
 
 def test_a_clock_that_is_wrong_is_refused_in_one_line(struck: tuple[Run, Cable]) -> None:
     run, _ = struck
-    assert "clock" in doors.wrong_clock(run.net, run.net.sites[0])
+    assert "clock" in startup_faults.wrong_clock(run.net, run.net.sites[0])

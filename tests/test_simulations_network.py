@@ -29,18 +29,21 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.runtime import RuntimeHttpClient
 from rich.console import Console
 
-from client.link import approval, isolation, journal, line, node
-from client.link.serve import run as node_run
+from client.supernode import approval, connection, isolation, journal, node
+from client.supernode.serve import run as node_run
 from server.cli import app as server_app
-from server.link import provision
-from server.link.run import run
-from server.link.serve import serve
-from shared import audit, bundle, keys, ports
-from shared import journal as journals
-from shared.config import Experiment, read
+from server.superlink import provision
+from server.superlink.run import run
+from server.superlink.serve import serve
+from shared import ports
+from shared.config.experiment import Experiment
+from shared.config.loading import read
+from shared.crypto import bundle, keys
 from shared.errors import FederationError, ReleaseRefused
+from shared.journal import journal as journals
+from shared.journal import verifier
 from simulations.guardian import marked
-from simulations.loopback import Loopback, command, federation
+from simulations.testbed import Loopback, command, federation
 
 TINY = """
 name: tiny
@@ -94,8 +97,8 @@ def test_both_sides_journals_are_whole_and_tell_the_same_story(net: Loopback) ->
         asked = next(e for e in journal.read(net.work(name)) if e["kind"] == "asked")
         for what in ("bundle", "configuration"):
             assert asked[what] == ours["run_launched"][what], "the site ran what the coordinator says that it sent"
-        assert audit.verify(net.work(name)).state == "whole"
-    assert audit.verify(net.federation).state == "whole"
+        assert verifier.verify(net.work(name)).state == "whole"
+    assert verifier.verify(net.federation).state == "whole"
 
 
 def test_outside_there_is_the_nodes_door_and_nothing_else(net: Loopback) -> None:
@@ -144,7 +147,7 @@ def reach(ports: set[int]) -> list[int]:
 
 
 def test_a_good_line_says_nothing(net: Loopback) -> None:
-    assert line.probe(net.kit("north"), node.private_key(net.work("north"))) == []
+    assert connection.probe(net.kit("north"), node.private_key(net.work("north"))) == []
 
 
 def test_a_proxy_of_the_environment_is_used_and_sees_no_plain_text(
@@ -177,7 +180,7 @@ def test_a_proxy_of_the_environment_is_used_and_sees_no_plain_text(
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{listener.getsockname()[1]}")
         monkeypatch.delenv("NO_PROXY", raising=False)
         monkeypatch.delenv("no_proxy", raising=False)
-        assert line.probe(net.kit("north"), node.private_key(net.work("north"))) == []
+        assert connection.probe(net.kit("north"), node.private_key(net.work("north"))) == []
         thread.join(10)
     assert heard[0].startswith(b"CONNECT " + net.kit("north").address.encode())
     assert b"/v1/fleet/" not in b"".join(heard)
@@ -185,7 +188,7 @@ def test_a_proxy_of_the_environment_is_used_and_sees_no_plain_text(
 
 def test_an_unknown_key_is_refused(net: Loopback) -> None:
     with pytest.raises(FederationError, match="does not admit this node"):
-        line.probe(net.kit("north"), ec.generate_private_key(ec.SECP384R1()))
+        connection.probe(net.kit("north"), ec.generate_private_key(ec.SECP384R1()))
 
 
 def test_a_node_with_another_sites_key_is_refused(net: Loopback, tmp_path: Path) -> None:
@@ -203,7 +206,7 @@ def test_a_server_of_another_authority_is_refused(net: Loopback, tmp_path: Path)
     list(provision.provision(other, tmp_path / "others"))
     kit = net.kit("north").model_copy(update={"ca": (tmp_path / "others" / "ca.pem").read_text()})
     with pytest.raises(FederationError, match="certificate does not hold"):
-        line.probe(kit, node.private_key(net.work("north")))
+        connection.probe(kit, node.private_key(net.work("north")))
 
 
 def test_an_expired_certificate_is_refused_by_both_sides(
@@ -233,7 +236,7 @@ def test_an_expired_certificate_is_refused_by_both_sides(
         thread.start()
         late = {"address": late_one.address, "ca": (folder / "ca.pem").read_text()}
         with pytest.raises(FederationError, match="certificate has expired"):
-            line.probe(net.kit("north").model_copy(update=late), node.private_key(net.work("north")))
+            connection.probe(net.kit("north").model_copy(update=late), node.private_key(net.work("north")))
         thread.join(10)
 
 
@@ -264,7 +267,7 @@ def test_a_second_run_goes_on_without_the_site_that_does_not_approve_and_without
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         try:
-            line.probe(net.kit("south"), node.private_key(net.work("south")))
+            connection.probe(net.kit("south"), node.private_key(net.work("south")))
         except FederationError as error:
             assert "does not admit this node" in str(error)
             break

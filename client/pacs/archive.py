@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, TypeVar
 
+from shared.config.pacs import Pacs
 from shared.errors import DataError
-from shared.pacs import Pacs
 
 UID = re.compile(r"[0-9.]{1,64}")
 Put = Callable[[bytes], None]

@@ -16,12 +16,12 @@ import requests
 from dicomweb_client import DICOMwebClient
 from requests.auth import AuthBase
 
+from client.deidentification.redaction import instead
 from client.pacs import multipart
 from client.pacs.archive import Pace, Put, Series, Unanswered, uid
 from client.pacs.credentials import private, readable
-from client.rebuild.redaction import instead
+from shared.config.pacs import Dicomweb, Pacs
 from shared.errors import DataError
-from shared.pacs import Dicomweb, Pacs
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ class DicomwebArchive:
 
     def fetch(self, series: Series, put: Put) -> None:
         def run() -> None:
-            # Byte for byte as the server stores it: parsing is `client.rebuild.reader`'s work
+            # Byte for byte as the server stores it: parsing is `client.deidentification.reader`'s work
             accept = 'multipart/related; type="application/dicom"; transfer-syntax=*'
             url = f"{self._client.base_url}/studies/{series.study}/series/{series.uid}"
             with self._session.get(url, headers={"Accept": accept}, stream=True, timeout=self._timeout_s) as answer:

@@ -17,11 +17,11 @@ from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
+from client.deidentification.redaction import instead
 from client.pacs.archive import Pace, Put, Series, Unanswered, uid
 from client.pacs.credentials import context
-from client.pacs.receiver import PROMPT, VERIFICATION, Receiver
-from client.rebuild.redaction import instead
-from shared.pacs import Pacs
+from client.pacs.storage_scp import PROMPT, VERIFICATION, Receiver
+from shared.config.pacs import Pacs
 
 FIND, MOVE = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.2"  # Study Root
 PENDING, SUCCESS, SOME_FAILED, UNKNOWN_DESTINATION = (0xFF00, 0xFF01), 0x0000, 0xB000, 0xA801

@@ -17,16 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.intake import finished
-from client.intake.finished import Batch, Task
-from client.pacs import spool, wanted
+from client.deidentification import pseudonym, reader, rules
+from client.deidentification.manifest import Entry, Reason, Withheld
+from client.deidentification.redaction import guarded, redacted
+from client.pacs import patient_list, spool
 from client.pacs.archive import Archive, Series, Unanswered, patiently
 from client.pacs.dicomweb import DicomwebArchive
 from client.pacs.dimse import DimseArchive
-from client.rebuild import pseudonym, reader, rules
-from client.rebuild.manifest import Entry, Reason, Withheld
-from client.rebuild.redaction import guarded, redacted
-from shared.pacs import Pacs
+from client.readers import resume
+from client.readers.resume import Batch, Task
+from shared.config.pacs import Pacs
 
 MODALITY = "MR"
 IDENTITY = frozenset({"PatientID", "IssuerOfPatientID"})
@@ -62,7 +62,7 @@ def connect(pacs: Pacs) -> Archive:
 
 def preview(pacs: Pacs, progress: Callable[[int, int], None] | None = None) -> Preview:
     """Ask the PACS whether it answers, and what it has of the wanted patients; fetch nothing."""
-    patients = list(wanted.read(pacs.patients))
+    patients = list(patient_list.read(pacs.patients))
     found: dict[str, list[Series]] = {}
     with redacted(), connect(pacs) as archive:
         patiently(pacs, archive.ping)
@@ -88,7 +88,7 @@ def pull(
 
     Raises DataError, with nothing changed, when the list cannot be read or the PACS does not answer at all.
     """
-    patients = wanted.read(pacs.patients)
+    patients = patient_list.read(pacs.patients)
     if met is not None:
         met([{patient} for patient in patients])
     outcome = Outcome(Batch())
@@ -100,7 +100,7 @@ def pull(
         with connect(pacs) as archive:
             patiently(pacs, archive.ping)
             names = {patient: pseudonym.token(task.key, "unit", patient) for patient in patients}
-            finished.forget_others(store, set(names.values()))
+            resume.forget_others(store, set(names.values()))
             for number, (patient, issuers) in enumerate(patients.items(), start=1):
                 folder, settings = store / names[patient], task.settings(patient)
                 batch = None
@@ -111,14 +111,14 @@ def pull(
                     except Unanswered as error:
                         outcome.silence = _silence(archive, error)
                         outcome.problem = outcome.problem or error
-                batch = batch or finished.find(folder, settings)
+                batch = batch or resume.find(folder, settings)
                 if batch is None:
                     outcome.batch.entries.append(_entry(names[patient], Reason.NOT_REACHED))
                 elif [study for study in batch.studies if owner.setdefault(study, patient) != patient]:
                     outcome.batch.add(batch.withheld(Reason.SHARED_STUDY))
                 else:
                     outcome.batch.add(batch)
-                    finished.copy(folder, place)
+                    resume.copy(folder, place)
                 if progress is not None:
                     progress(number, len(patients))
     return outcome
@@ -141,12 +141,12 @@ def _one(pacs: Pacs, archive: Archive, task: Task, spooled: spool.Spool, patient
     found = patiently(pacs, lambda: archive.find(patient, MODALITY))
     listed = sorted([one.study, one.uid, *sorted(one.instances)] for one in found)
     images = pseudonym.token(task.key, "images", json.dumps([listed, sorted(issuers)]))
-    done = finished.find(folder, settings, images)
+    done = resume.find(folder, settings, images)
     if done is not None:
         return done, None
     batch, missing = Batch(), dict[str, Unanswered]()
     for on_disk in (False, True):
-        partial = finished.begin(folder)
+        partial = resume.begin(folder)
         try:
             with spooled.folder(sum(len(one.instances) for one in found), on_disk=on_disk) as room:
                 here = room / folder.name
@@ -163,7 +163,7 @@ def _one(pacs: Pacs, archive: Archive, task: Task, spooled: spool.Spool, patient
         batch.entries.append(_entry(pseudonym.token(task.key, "uid", study), Reason.INCOMPLETE))
     if not batch.entries:
         batch.entries.append(_entry(folder.name, Reason.NOT_FOUND))
-    finished.keep(folder, batch, settings, "" if missing else images)
+    resume.keep(folder, batch, settings, "" if missing else images)
     return batch, next(iter(missing.values()), None)
 
 

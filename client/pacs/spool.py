@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from client.rebuild import pseudonym
+from client.deidentification import pseudonym
 from shared.errors import DataError
 
 MEMORY = Path("/dev/shm")  # noqa: S108  (the folder made there is private and its name cannot be guessed)

@@ -18,13 +18,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from client import rehearsal
+from client import audit_run
 from client.cli import progress
 from privacy import audit
 from privacy.noise import SecureRandom
 from privacy.sgd import PatientOptimizer, clipped_sum, private_step
 from shared import weights
-from shared.config import Experiment, read
+from shared.config.experiment import Experiment
+from shared.config.loading import read
 from simulations.audit import people
 
 CONFIG = Path("configs/demo.yaml")
@@ -51,7 +52,7 @@ def main() -> None:
         experiment = read(CONFIG, Experiment, {"privacy.sampling_rate": rate})
         model = weights.load_base(experiment.base, experiment.network, experiment.classes)
         cohort = people(experiment, rng, 4, 2)
-        claim = rehearsal.stated(experiment)
+        claim = audit_run.stated(experiment)
         for name, (step, sampler) in faults.items():
             if sampler is not None and rate == 1:
                 continue  # everybody takes part: there is nothing to shuffle
@@ -59,7 +60,7 @@ def main() -> None:
                 nullcontext() if sampler is None else patch.object(SecureRandom, "poisson_sample", _method(sampler))
             )
             with planted, progress(f"{name}, rate {rate:g}") as tell:
-                seen = rehearsal.canaries(model, cohort, experiment, options.canaries, step=step, progress=tell)
+                seen = audit_run.canaries(model, cohort, experiment, options.canaries, step=step, progress=tell)
             bound = audit.lower_bound(seen.inside, seen.outside, claim, experiment.privacy.delta)
             sampling = audit.sampling(seen.taken, rate)
             found = "yes" if bound.refuted or sampling.refuted else "no"

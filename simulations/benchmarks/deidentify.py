@@ -35,7 +35,7 @@ import pydicom
 from rich.console import Console
 from rich.table import Table
 
-from client.rebuild.export import export
+from client.deidentification.export import export
 from simulations.phantom_dicom import write_hospital
 from simulations.phantoms import Look
 from simulations.planted import Canaries, plant, plant_oddities

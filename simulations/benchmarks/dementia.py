@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from server.measure import study
-from server.measure.heldout import Heldout
-from server.pages import report_words as words
+from server.evaluation import study
+from server.evaluation.heldout import Heldout
+from server.reports import report_words as words
 from server.summary import Measured
-from shared.config import Experiment, read
+from shared.config.experiment import Experiment
+from shared.config.loading import read
 from shared.durable import write_bytes
 from simulations.run import simulate
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from privacy.noise import SecureRandom
 from privacy.sgd import PatientOptimizer, private_step
-from shared.config import Network
+from shared.config.experiment import Network
 from shared.diffusion import Process
 from shared.network import Model
 

@@ -26,10 +26,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from server import finish
-from server.publish import seal
-from shared import signing
-from shared.config import Experiment, read
+from server import finalize
+from server.release import seal
+from shared.config.experiment import Experiment
+from shared.config.loading import read
+from shared.crypto import signing
 from shared.durable import write_bytes
 
 RELEASE = "import sys; from shared.cli import main; sys.argv[0] = 'fedsynth'; main()"
@@ -77,9 +78,9 @@ def main() -> None:
 
 def prepare(run: Path, folder: Path, key: Path, images: int, batch: int, steps: int) -> Path:
     """A copy of what a release needs of a finished run, with settings of its own."""
-    if not (folder / "server" / finish.SIGNING_KEY).exists():
+    if not (folder / "server" / finalize.SIGNING_KEY).exists():
         shutil.rmtree(folder, ignore_errors=True)
-        leave = shutil.ignore_patterns("draws", "samples", "sites_say.json", finish.SIGNING_KEY)
+        leave = shutil.ignore_patterns("draws", "samples", "sites_say.json", finalize.SIGNING_KEY)
         shutil.copytree(run / "server", folder / "server", ignore=leave)
         experiment = read(folder / "server" / "experiment.json", Experiment)
         gate = experiment.release.gate.model_copy(update={"required": ("privacy", "sites")})
@@ -96,7 +97,7 @@ def prepare(run: Path, folder: Path, key: Path, images: int, batch: int, steps: 
             }
         )
         write_bytes(folder / "server" / "experiment.json", changed.model_dump_json(indent=2).encode())
-        shutil.copy(key, folder / "server" / finish.SIGNING_KEY)
+        shutil.copy(key, folder / "server" / finalize.SIGNING_KEY)
     return folder
 
 

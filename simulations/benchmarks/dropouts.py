@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from client import app, dataset
-from client.rebuild import pseudonym
+from client.deidentification import pseudonym
 from privacy import ledger
 from server import checkpoint
 from server.aggregate import ServerOptimizer, Tensors
@@ -42,9 +42,10 @@ from server.ledgers import Ledgers
 from server.plan import plan
 from server.strategy import Strategy, largest_update
 from shared import weights
-from shared.config import Experiment, Site
+from shared.config.experiment import Experiment
+from shared.config.site import Site
 from shared.errors import FedsynthError
-from simulations.memory_grid import Clock, MemoryGrid, inside_a_run
+from simulations.fake_grid import Clock, MemoryGrid, inside_a_run
 
 WAYS = ("away", "silent", "late", "lost", "failing", "broken")
 SIZE, PATIENTS = 16, 4

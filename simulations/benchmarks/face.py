@@ -17,9 +17,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from client.intake import face, masks, nifti, volumes
-from client.rebuild import deidentify, reader
-from client.rebuild.manifest import Withheld
+from client.deidentification import defacing, deidentify, reader
+from client.deidentification.manifest import Withheld
+from client.readers import masks, nifti, volumes
 
 DICOM = ("siemens_skyra_t1", "uih_umr770_t1")
 LIMIT_S = 120
@@ -54,7 +54,7 @@ def main() -> None:
 
         began, worked, stripped, outside = time.perf_counter(), time.process_time(), None, "-"
         try:
-            stripped = face.remove(scan, masker)
+            stripped = defacing.remove(scan, masker)
             verdict, evidence = "passed", stripped.evidence
             assert stripped.brain is not None
             outside = str(np.count_nonzero(stripped.volume_RAS[~stripped.brain]))

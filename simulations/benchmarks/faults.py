@@ -24,15 +24,16 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from client import dataset, replies
-from shared.config import Experiment, validate
+from client import dataset, reply_cache
+from shared.config.experiment import Experiment
+from shared.config.loading import validate
 from shared.errors import FederationError, FedsynthError
 from shared.messages import TrainReply
-from simulations import doors, faults
-from simulations.cable import Cable
+from simulations import faults, startup_faults
 from simulations.faults import Strike
-from simulations.loopback import Loopback, federation
-from simulations.running import Run
+from simulations.run_probe import Run
+from simulations.tcp_proxy import Cable
+from simulations.testbed import Loopback, federation
 
 SMALL = """
 name: long
@@ -141,15 +142,15 @@ def cases(
             yield name, promised, lambda strike=strike: through(strike())  # type: ignore[misc]
     line = "the process ends with one line that says why"
     refused: list[tuple[str, Callable[[], str]]] = [
-        ("server's certificate expired: the server", lambda: doors.expired_server(net)),
-        ("server's certificate expired: a node", lambda: doors.expired_line(net, north)),
-        ("another site's key", lambda: doors.another_sites_key(net, north, south)),
-        ("wrong key", lambda: doors.wrong_key(net, north)),
-        ("unknown node", lambda: doors.unknown_node(net, north)),
-        ("wrong certificate authority", lambda: doors.wrong_authority(net, north)),
-        ("nobody at the address", lambda: doors.nobody_there(net, north)),
-        ("changed configuration, under the run's name", lambda: doors.changed_configuration(net, settings)),
-        ("clock 400 s ahead", lambda: doors.wrong_clock(net, north)),
+        ("server's certificate expired: the server", lambda: startup_faults.expired_server(net)),
+        ("server's certificate expired: a node", lambda: startup_faults.expired_line(net, north)),
+        ("another site's key", lambda: startup_faults.another_sites_key(net, north, south)),
+        ("wrong key", lambda: startup_faults.wrong_key(net, north)),
+        ("unknown node", lambda: startup_faults.unknown_node(net, north)),
+        ("wrong certificate authority", lambda: startup_faults.wrong_authority(net, north)),
+        ("nobody at the address", lambda: startup_faults.nobody_there(net, north)),
+        ("changed configuration, under the run's name", lambda: startup_faults.changed_configuration(net, settings)),
+        ("clock 400 s ahead", lambda: startup_faults.wrong_clock(net, north)),
     ]
     yield from ((name, line, do) for name, do in refused if any(word in name for word in only))
     yield "after all of it", "no ledger is below what was received", lambda: faults.never_below(run)
@@ -177,8 +178,8 @@ def nan(honest: TrainReply) -> TrainReply:
 
 def replayed(net: Loopback, site: str, _: TrainReply) -> TrainReply:
     """What the site's own app sent last."""
-    head = (net.work(site) / replies.FILE).read_bytes().split(b"\n")[1]
-    kept = replies.find(net.work(site), json.loads(head)["request"])
+    head = (net.work(site) / reply_cache.FILE).read_bytes().split(b"\n")[1]
+    kept = reply_cache.find(net.work(site), json.loads(head)["request"])
     assert kept is not None
     return kept
 
@@ -188,7 +189,7 @@ def through_a_cable(net: Loopback, site: str) -> Cable:
     kit = net.kit(site)
     host, _, port = kit.address.rpartition(":")
     cable = Cable((host, int(port)))
-    doors.put_kit(net.work(site), kit.model_copy(update={"address": f"127.0.0.1:{cable.port}"}))
+    startup_faults.put_kit(net.work(site), kit.model_copy(update={"address": f"127.0.0.1:{cable.port}"}))
     return cable
 
 

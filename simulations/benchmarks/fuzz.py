@@ -27,7 +27,7 @@ from pydicom.dataset import FileDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 from rich.console import Console
 
-from client.rebuild.export import export
+from client.deidentification.export import export
 from simulations.phantom_dicom import write_hospital
 from simulations.phantoms import Look
 from simulations.planted import Canaries, plant_oddities

@@ -20,12 +20,12 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from client import rehearsal
+from client import audit_run
 from client.dataset import Patient
-from privacy import attacks
+from privacy import membership_inference
 from privacy.accounting import best_attack, gdp_mu
 from shared import weights
-from shared.config import Experiment
+from shared.config.experiment import Experiment
 from shared.durable import write_bytes
 from shared.errors import DataError
 from simulations import audit_plots
@@ -57,7 +57,7 @@ def main() -> None:
         table.add_column(column)
     for name, (training, privacy) in variants.items():
         scores = attack(names, people, training, privacy)
-        figures = {kind: attacks.measure(*pair) for kind, pair in scores.items()}
+        figures = {kind: membership_inference.measure(*pair) for kind, pair in scores.items()}
         for kind, m in figures.items():
             tpr = f"{m.tpr_at_1pct:.2f} ({m.tpr_low:.2f} to {m.tpr_high:.2f})"
             table.add_row(name, kind, f"{m.auc:.3f} ({m.auc_low:.3f} to {m.auc_high:.3f})", tpr)
@@ -65,7 +65,7 @@ def main() -> None:
         picture = audit_plots.membership(scores, figures, mu, EPSILON)
         write_bytes(options.out / f"{name.replace(' ', '-').replace(',', '')}.png", picture)
     fpr = 2 / (OTHERS + 1)  # expected, of a threshold that one of them passes
-    allowed = f"{best.tpr_at_1pct:.2f}; {attacks.ceiling(fpr, mu):.2f} at an FPR of 2/{OTHERS + 1}"
+    allowed = f"{best.tpr_at_1pct:.2f}; {membership_inference.ceiling(fpr, mu):.2f} at an FPR of 2/{OTHERS + 1}"
     table.add_row("epsilon 8 allows at most", "any", f"{best.auc:.3f}", allowed)
     Console(width=130).print(table)
 
@@ -93,10 +93,10 @@ def attack(
     tree = {"name": "membership", "base": "none", "classes": dict.fromkeys(names, "any"), "network": SMALL}
     size = {"cohort": {"patients_per_site": MEMBERS}}
     experiment = Experiment.model_validate({**tree, **size, "training": training, "privacy": privacy})
-    noise = 0.0 if experiment.privacy.epsilon is None else rehearsal.stated(experiment).noise_multiplier
+    noise = 0.0 if experiment.privacy.epsilon is None else audit_run.stated(experiment).noise_multiplier
     model = weights.load_base("none", experiment.network, experiment.classes)
-    states = rehearsal.trajectory(model, people[:MEMBERS], experiment, noise_multiplier=noise)
-    found = rehearsal.evidence(model, states, people, experiment)
+    states = audit_run.trajectory(model, people[:MEMBERS], experiment, noise_multiplier=noise)
+    found = audit_run.evidence(model, states, people, experiment)
     return {kind: (score[:MEMBERS], score[MEMBERS:]) for kind, score in found.items()}
 
 

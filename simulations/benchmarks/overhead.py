@@ -28,15 +28,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from client.link import journal, node
+from client.supernode import journal, node
 from shared import ports
-from shared.config import Experiment
+from shared.config.experiment import Experiment
 from shared.errors import FederationError
 from simulations.benchmarks.faults import SITE, experiment
 from simulations.benchmarks.server_memory import NETWORK
 from simulations.guardian import marked
-from simulations.loopback import Loopback, federation, until
-from simulations.running import Run, ledger_of
+from simulations.run_probe import Run, ledger_of
+from simulations.testbed import Loopback, federation, until
 
 ALLOWED = 1.2
 SITES = 2
@@ -87,7 +87,7 @@ def main(grid, context):
 """
 PARTS = """
 import json, sys, time
-from client.link import warm
+from client.supernode import warm
 import client.app
 warm.forget()  # an app finds the libraries loaded, and loads our code
 times = [time.time()]
@@ -98,7 +98,7 @@ from client import dataset
 from client.train import train
 from privacy import accounting
 from shared import weights
-from shared.config import Experiment
+from shared.config.experiment import Experiment
 import torch
 experiment = Experiment.model_validate_json(Path(sys.argv[1]).read_text())
 model = weights.load_base(experiment.base, experiment.network, experiment.classes)

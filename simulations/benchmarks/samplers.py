@@ -25,12 +25,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from server.measure import features
-from server.measure.evaluate import Evaluator
-from server.measure.heldout import Heldout
-from server.publish.draw import draw
+from server.evaluation import features
+from server.evaluation.evaluate import Evaluator
+from server.evaluation.heldout import Heldout
+from server.release.draw import draw
 from shared import weights
-from shared.config import Evaluation, Network, Performance, Release, Sampler, validate
+from shared.config.experiment import Evaluation, Network, Performance, Release, Sampler
+from shared.config.loading import validate
 from shared.durable import write_bytes
 from shared.network import Model
 from simulations import phantoms

@@ -25,13 +25,14 @@ from rich.console import Console
 from rich.table import Table
 
 from privacy.accounting import Event, epsilon
-from server.link import jobs, provision
-from server.measure.heldout import Heldout
-from shared import flower, keys, messages, ports
-from shared.config import Experiment
+from server.evaluation.heldout import Heldout
+from server.superlink import jobs, provision
+from shared import flower, messages, ports
+from shared.config.experiment import Experiment
+from shared.crypto import keys
 from shared.errors import FederationError
-from simulations.loopback import Loopback, ending, until
-from simulations.rogue import rogue
+from simulations.byzantine_client import rogue
+from simulations.testbed import Loopback, ending, until
 
 NETWORK = {"image_size": 16, "channels": (96, 192, 192), "groups": 8, "latents": 4, "encoder_channels": 8}
 ALLOWED = 1.25

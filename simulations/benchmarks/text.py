@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import ndimage
 
-from client.intake import text
+from client.readers import text
 from simulations import phantoms
 
 SIZES, CONTRASTS = (8, 10, 12, 16, 24), (15, 25, 50, 80, 120, 255)

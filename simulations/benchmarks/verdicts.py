@@ -10,8 +10,8 @@ linkage    how alike the kept pictures of one patient's two scans are, and those
            of one person can be matched to another of theirs)
 
 Ends with exit code 1 when something was kept that must not be: a file of deid/, a volume that is not T1-weighted, a mask that
-reaches into the face, a value outside the mask, a surface on which a face is seen (`simulations.drawn`). A folder that is missing
-is named and left out. The images are other people's.
+reaches into the face, a value outside the mask, a surface on which a face is seen (`simulations.face_detector`). A folder that
+is missing is named and left out. The images are other people's.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from rich.console import Console
 from rich.table import Table
 
 from client import dataset
-from client.intake import face, text
-from client.intake.ingest import ingest
-from client.intake.volumes import Scan
-from client.rebuild import manifest, pseudonym, reader
-from client.rebuild.export import export
-from client.rebuild.manifest import Reason, Verdict, Withheld
-from shared.config import Site
+from client.deidentification import defacing, manifest, pseudonym, reader
+from client.deidentification.export import export
+from client.deidentification.manifest import Reason, Verdict, Withheld
+from client.readers import text
+from client.readers.ingest import ingest
+from client.readers.volumes import Scan
+from shared.config.site import Site
 from shared.errors import DataError
-from simulations import drawn
+from simulations import face_detector
 
 KEY = bytes(32)
 SLICES, SIZE = 24, 128
@@ -71,7 +71,7 @@ class Ingested:
             return []
         found = [] if any(word in name for word in T1) else ["not T1-weighted"]
         found += [] if self.evidence.get("in_face") == 0 else ["mask in the face"]
-        found += [] if self.faces is not None and self.faces[1] < drawn.MOST else ["a face is seen"]
+        found += [] if self.faces is not None and self.faces[1] < face_detector.MOST else ["a face is seen"]
         return found + ([] if self.outside == 0 else ["values outside the mask"])
 
 
@@ -125,7 +125,7 @@ def _heads(
         reasons = ", ".join(f"{reason.code} {count}" for reason, count in found.reasons.most_common())
         table.add_row(name, verdict, reasons, str(len(found.x_SHW)) if found.x_SHW is not None else "0",
                       str(found.evidence.get("in_face", "-")), "-" if found.outside is None else str(found.outside),
-                      "-" if found.faces is None else f"{found.faces[0]} -> {found.faces[1]} of {len(drawn.LIGHTS)}",
+                      "-" if found.faces is None else f"{found.faces[0]} -> {found.faces[1]} of {len(face_detector.LIGHTS)}",
                       f"{found.seconds:.0f}", f"{found.of_a_core:.0f}{slow}")  # fmt: skip
         yield from (f"{name}: {wrong}" for wrong in found.wrongs(name))
         if found.x_SHW is not None:
@@ -136,18 +136,18 @@ def _heads(
 def taken_in(source: Path, kind: str) -> Ingested:
     """What `client ingest` makes of a folder of DICOM or of one NIfTI file, with the settings of a new site."""
     found = Ingested()
-    remove = face.remove
+    remove = defacing.remove
 
     def watched(scan: Scan) -> Scan:
         stripped = remove(scan)
         assert stripped.brain is not None
-        before, after = (drawn.faces(each.volume_RAS, each.spacing_mm) for each in (scan, stripped))
+        before, after = (face_detector.faces(each.volume_RAS, each.spacing_mm) for each in (scan, stripped))
         found.faces = before, after
         found.outside = int(np.count_nonzero(stripped.volume_RAS[~stripped.brain]))
         return stripped
 
     began, worked = time.perf_counter(), time.process_time()
-    with tempfile.TemporaryDirectory() as name, mock.patch.object(face, "remove", watched):
+    with tempfile.TemporaryDirectory() as name, mock.patch.object(defacing, "remove", watched):
         work, data = Path(name) / "work", source
         if source.is_file():
             data = Path(name) / "data"

@@ -16,8 +16,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from server.measure import gallery
-from server.publish import watermark
+from server.evaluation import image_sets
+from server.release import watermark
 from simulations import phantoms
 
 SEED, SET = 0, 10
@@ -79,7 +79,7 @@ def jpeg(x_HW: np.ndarray, quality: int) -> np.ndarray:
 
 def _images(data: Path | None, count: int, size: int) -> np.ndarray:
     if data is not None:
-        return gallery.load(gallery.choose(gallery.survey(data), count, SEED), size).x_NHW
+        return image_sets.load(image_sets.choose(image_sets.survey(data), count, SEED), size).x_NHW
     rng = np.random.default_rng(SEED)
     kinds = [phantoms.CLASSES[i % len(phantoms.CLASSES)] for i in range(-(-count // 4))]
     return np.concatenate([phantoms.render(phantoms.draw(rng, kind), 4, size) for kind in kinds])[:count]

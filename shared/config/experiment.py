@@ -1,0 +1,247 @@
+"""Frozen settings, read from YAML and checked once, at the edge.
+
+An experiment file holds an `Experiment`; a hospital's own file holds a `Site` (site.py). An unknown key is an error that names the
+key, and a near one where there is one. Privacy and performance settings are two records: the first decide what a patient reveals,
+the second never.
+
+Left out: anything that reads data, and defaults that depend on the machine (see `network.device_for`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from shared.config.record import Positive, PositiveFloat, Record
+from shared.config.site import Site, SiteName
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Weight = Annotated[float, Field(ge=0.01, le=100)]
+Sampler = Literal["ddim", "dpm++", "ddpm"]
+CheckName = Literal[
+    "privacy", "sites", "audit", "classes", "diversity", "sharpness", "likeness", "cliques", "copies and membership"
+]  # fmt: skip
+
+
+class Cohort(Record):
+    """How a simulation makes its hospitals. Ignored where `Experiment.sites` names real ones.
+
+    patients_per_site   patients of each site; for a folder of images, all that are not held out are dealt out
+    heldout_patients    patients kept centrally for evaluation, disjoint from every site
+    slices_per_patient  axial slices kept of each patient, spread evenly over the usable range
+    planted             name of the phantom site whose DICOM headers carry planted identifiers, or none
+    """
+
+    sites: Positive = 3
+    patients_per_site: Positive = 24
+    heldout_patients: Positive = 24
+    slices_per_patient: Positive = 24
+    planted: SiteName | None = None
+
+
+class Network(Record):
+    """The U-Net. `channels` at the resolutions size/2, size/4, ...; attention only at the lowest."""
+
+    image_size: Literal[16, 32, 64, 128, 256] = 64
+    channels: tuple[Positive, ...] = (64, 128, 128)
+    blocks_per_level: Positive = 1
+    latents: Positive = 16
+    encoder_channels: Positive = 32
+    groups: Positive = 16
+
+
+class Training(Record):
+    """The local loop. One patient is one micro-batch: `slices` x `draws` noised slices, one gradient.
+
+    steps       optimiser steps a round
+    condition_dropout  probability that a draw hides label and latent, so that guidance works
+    """
+
+    trainable: Literal["adapter", "full"] = "adapter"
+    rounds: Positive = 4
+    steps: Positive = 3
+    slices: Positive = 4
+    draws: Positive = 4
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: PositiveFloat = 0.9
+    condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class Statistics(Record):
+    """Noisy figures that a coordinator asks of each site beside its update. A site gives only those that its file shares.
+
+    Each is a noise multiplier with a price of its own, part of `privacy.epsilon`; none: not asked. See privacy/noisy_statistics.py.
+
+    patient_count  standard deviation of the noise, in patients; asked once, in the first round
+    mean_loss      noise on the mean training loss of the received weights, over all patients; asked in every round
+    loss_bound     a patient's loss is clipped to [0, loss_bound]
+    """
+
+    patient_count: PositiveFloat | None = None
+    mean_loss: PositiveFloat | None = None
+    loss_bound: PositiveFloat = 1.0
+
+
+class Privacy(Record):
+    """What a patient reveals. Unit: the patient; neighbouring relation: add or remove all data of one patient.
+
+    epsilon         target over all rounds of this run; none trains without privacy and can never be released as private
+    sampling_rate   probability that a patient takes part in a step (Poisson sampling)
+    max_grad_norm   L2 bound of one patient's gradient
+    expected_patients  public constant that divides each step's sum (times `sampling_rate`); none: the simulation's
+                    `cohort.patients_per_site`. Never a site's true patient count
+    max_nsr         refuse to start above this noise-to-signal ratio
+    statistics      noisy figures beside the update; by default none is asked
+    """
+
+    epsilon: PositiveFloat | None = 8.0
+    delta: Annotated[float, Field(gt=0, le=1e-3)] = 1e-5
+    sampling_rate: Fraction = 1.0
+    max_grad_norm: PositiveFloat = 1.5
+    clipping: Literal["fixed", "automatic"] = "fixed"
+    expected_patients: Positive | None = None
+    max_nsr: PositiveFloat = 10.0
+    statistics: Statistics = Statistics()
+
+
+class Federation(Record):
+    """Who is waited for, and how updates combine (server/strategy.py, server/aggregate.py).
+
+    minimum_sites    a round needs as many good replies; none: what the release needs
+    deadline_s       time for all replies of a round; a site that is later is left out of the round
+    join_timeout_s   time for all sites to be there when a round begins
+    attempts         a round with too few replies is asked again; the run ends when all attempts have failed
+    aggregation      "mean" of updates with public weights; the others withstand `assumed_bad_sites` sites that send nonsense
+    weights          how much a site counts in "mean" and "multi-krum", by its name, 0.01 to 100; who is not named counts 1. The
+                     coordinator's to say, public (every site is sent it), and never derived from patient counts
+    server_optimizer what is done with the combined update: "average" adds it, "momentum" (FedAvgM), "adam" (FedAdam)
+    proximal         FedProx's mu: pulls a site's parameters back to the received ones in every step (Li et al. 2020, equation 2)
+    """
+
+    minimum_sites: Positive | None = None
+    deadline_s: PositiveFloat = 3600.0
+    join_timeout_s: PositiveFloat = 180.0
+    attempts: Positive = 3
+    aggregation: Literal["mean", "median", "trimmed-mean", "krum", "multi-krum"] = "mean"
+    assumed_bad_sites: Annotated[int, Field(ge=0)] = 1
+    weights: dict[SiteName, Weight] = Field(default={})
+    server_optimizer: Literal["average", "momentum", "adam"] = "average"
+    server_learning_rate: Annotated[float, Field(gt=0, le=100)] = 1.0
+    proximal: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
+class Performance(Record):
+    """Speed and memory. Nothing here changes what a patient reveals."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    threads: Annotated[int, Field(ge=0)] = 0
+    sampling_batch: Positive = 120
+
+
+class Evaluation(Record):
+    """Central evaluation on held-out patients. `every`: rounds between evaluations; round 0 and the last always.
+
+    utility   once, on the best round's images: what classifiers that saw them alone know of real patients; half a minute
+    """
+
+    every: Positive = 1
+    samples: Positive = 240
+    sampler: Sampler = "dpm++"
+    sampler_steps: Annotated[int, Field(ge=2, le=1000)] = 16
+    guidance: Annotated[float, Field(ge=0, le=10)] = 1.0
+    bootstrap: Annotated[int, Field(ge=20)] = 200
+    utility: bool = True
+
+
+class Gate(Record):
+    """What a release must pass; every threshold with its reason. `required`: checks that must have run and passed.
+
+    "audit" is one more: it wants the result of `fedsynth privacy audit --out RUN` in the run's folder, and takes minutes
+
+    collapse         largest lower end of the MS-SSIM diversity gap: drawn images may not be clearly more alike than patients are
+    sharpness        the power of fine detail (above a quarter of the sampling rate) in drawn images over that in real ones: at
+                     least this much, and at most its inverse. A blur leaves a tenth, noise gives thirty times as much
+    likeness         least NN-SSIM to held-out patients, as a share of what real images of other patients score
+    classes          how far, of the way from chance to what real images reach, drawn classes must be told apart. Only where
+                     real held-out classes can be told apart at all
+    cliques          images that may lie in groups of ten which are all more alike than two held-out patients are
+    copies           near-copies of training patients that a site may find among the proposed images (correlation 0.99, SSIM 0.98)
+    closer_share     largest lower end of the share of images nearer to training than to held-out patients; without copying 0.5
+    membership_auc   largest AUC of membership inference, or what differential privacy allows, whichever is smaller
+    """
+
+    required: tuple[CheckName, ...] = ("privacy", "sites", "classes", "diversity", "sharpness", "likeness", "cliques",
+                                       "copies and membership")  # fmt: skip
+    collapse: Annotated[float, Field(ge=0, le=1)] = 0.1
+    sharpness: Fraction = 0.25
+    likeness: Annotated[float, Field(ge=0, le=1)] = 0.25
+    classes: Annotated[float, Field(ge=0, le=1)] = 0.25
+    cliques: Annotated[int, Field(ge=0)] = 0
+    copies: Annotated[int, Field(ge=0)] = 0
+    closer_share: Annotated[float, Field(ge=0.5, le=1)] = 0.53
+    membership_auc: Annotated[float, Field(ge=0.5, le=1)] = 0.6
+
+
+class Release(Record):
+    """What is published, and when it is refused.
+
+    epsilon_cap      refuse when any site's epsilon per patient is larger
+    minimum_sites    refuse when fewer sites contributed to every round; none: all of them must
+    watermark        add an invisible mark that `fedsynth detect` finds (server/release/watermark.py says what it can do)
+    corner_label     write SYNTHETIC into a corner of every image
+    """
+
+    images_per_class: Annotated[int, Field(ge=0)] = 32
+    sampler: Sampler = "dpm++"
+    sampler_steps: Annotated[int, Field(ge=2, le=1000)] = 20
+    guidance: Annotated[float, Field(ge=0, le=10)] = 1.0
+    epsilon_cap: PositiveFloat = 8.0
+    minimum_sites: Positive | None = None
+    watermark: bool = False
+    corner_label: bool = False
+    gate: Gate = Gate()
+
+
+class Experiment(Record):
+    """One federation, whole.
+
+    data      "phantoms", a folder class/patient/*.png|jpg, or "sites" when `sites` lists real ones
+    classes   the labels in order; each maps to a label of the base ("healthy", ...) or to "any" (no label)
+    base      name of a shipped base, or a path to base weights, or "none" (random start; full training only)
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+    data: str = "phantoms"
+    classes: dict[str, str] = Field(
+        default={"healthy": "healthy", "atrophy": "atrophy", "lesion": "lesion"}, min_length=1
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    base: str = "phantoms-64"
+    sites: tuple[Site, ...] = ()
+    cohort: Cohort = Cohort()
+    network: Network = Network()
+    training: Training = Training()
+    privacy: Privacy = Privacy()
+    federation: Federation = Federation()
+    performance: Performance = Performance()
+    evaluation: Evaluation = Evaluation()
+    release: Release = Release()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        if (self.data == "sites") != bool(self.sites):
+            raise ValueError("`data: sites` and a list of `sites` go together; give both or neither")
+        if len({site.name for site in self.sites}) != len(self.sites):
+            raise ValueError("two sites have the same name; give each its own")
+        unknown = sorted(set(self.federation.weights) - {site.name for site in self.sites})
+        if self.sites and unknown:
+            raise ValueError(f"`federation.weights` names `{unknown[0]}`, which is no site of the experiment")
+        return self
+
+    @property
+    def expected_patients(self) -> int:
+        """The public constant that divides a site's sums."""
+        return self.privacy.expected_patients or self.cohort.patients_per_site

@@ -1,0 +1,1 @@
+"""Keys, signatures, and the bundle of code that a hospital approves."""

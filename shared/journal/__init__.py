@@ -1,0 +1,1 @@
+"""What each side may have to answer for, in chained and signed lines, and who verifies them."""
