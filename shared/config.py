@@ -18,6 +18,7 @@ from shared.permits import Policy
 from shared.reading import read as read  # noqa: PLC0414 - callers have one place for settings
 from shared.reading import validate as validate  # noqa: PLC0414
 from shared.record import Positive, PositiveFloat, Record
+from shared.site_files import SiteFiles
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
@@ -27,17 +28,12 @@ CheckName = Literal[
 ]  # fmt: skip
 
 
-class Site(Record):
+class Site(SiteFiles):
     """What one hospital says about itself; the hospital's own file, never sent.
 
     data, pacs      folder to read; or an archive to fetch DICOM from, instead of it
-    format          "dicom", "nifti", or "images" (class/patient/*.png|jpg)
+    format, people, default_issuer   what the files are and whose: `shared.site_files`
     modality        "mr" or "ct" (heads); a file of another modality is refused
-    people          of NIfTI and images: how a path says whose a file is. "auto": by `sub-01`, a person's word and number, or a
-                    folder a patient (client/intake/whose.py); "folder": each first folder (below the class) is a person; "image":
-                    each file is another person; or a CSV with the columns file,person beside or inside the data
-    default_issuer  of DICOM: who issued the patient identifiers of headers that name no issuer; none: nobody is known. With it a
-                    PACS that writes the issuer into a part of its files gives one person one pseudonym
     labels          CSV with the columns patient_id,class beside or inside the data; none: every patient is unlabelled
     face_removal    "required" keeps the brain of T1-weighted heads and withholds all in doubt ("images" are refused); "none"
                     is the hospital's word that the input holds no face, or that it accepts the risk: slices never leave
@@ -60,10 +56,7 @@ class Site(Record):
     name: SiteName
     data: Path | None = None
     pacs: Pacs | None = None
-    format: Literal["dicom", "nifti", "images"] = "dicom"
     modality: Literal["mr", "ct"] = "mr"
-    people: Literal["auto", "folder", "image"] | Path = "auto"
-    default_issuer: Annotated[str, Field(max_length=64, pattern=r"^\S(.*\S)?$|^$")] = ""
     labels: Path | None = None
     face_removal: Literal["required", "none"] = "required"
     text_check: Literal["required", "none"] = "required"
@@ -83,12 +76,6 @@ class Site(Record):
             raise ValueError("give `data`, a folder to read, or `pacs`, an archive to fetch from; one of the two")
         if self.pacs is not None and self.format != "dicom":
             raise ValueError("a PACS holds DICOM; leave `format` out")
-        if self.format == "dicom" and self.people != "auto":
-            raise ValueError(
-                "`people` says whose a picture or a NIfTI file is; DICOM says it in its headers: leave it out"
-            )
-        if isinstance(self.people, Path) and self.people.suffix.lower() not in (".csv", ".tsv", ".txt"):
-            raise ValueError("`people` must be auto, folder, image, or a table whose name ends in .csv, .tsv or .txt")
         if self.records is not None and not self.records.is_absolute():
             raise ValueError("`records` must be an absolute path: the same folder wherever a command runs")
         return self

@@ -25,24 +25,14 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from PIL import Image
 
+from server.measure import samples
+from server.measure.samples import PICTURES
+from server.measure.samples import Entry as Entry  # noqa: PLC0414 - callers have one place for sets of images
 from shared import pictures
 from shared.errors import DataError
-from shared.pictures import Levels
 
-PICTURES = {".png", ".jpg", ".jpeg"}
 SMALLEST, LARGEST = 16, 256  # pixels a side at which sets are compared
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One image that is not read yet. `frame`: its place in a DICOM or NPZ file. `patient`: none where nobody knows."""
-
-    path: Path
-    label: str
-    patient: str | None
-    frame: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,7 +108,7 @@ def choose(entries: Sequence[Entry], limit: int, seed: int) -> list[Entry]:
 def side(entries: Sequence[Entry]) -> int:
     """The middle of the longer sides of (a few of) a set's images, in pixels; DataError where none can be read."""
     few = [entries[i] for i in np.linspace(0, len(entries) - 1, min(25, len(entries))).astype(int)]
-    sides = [max(found[0].shape) for found in (_samples(entry) for entry in few) if found is not None]
+    sides = [max(found[0].shape) for found in (samples.of(entry) for entry in few) if found is not None]
     if not sides:
         raise DataError("none of the images can be read as grey images")
     return int(np.median(sides))
@@ -129,18 +119,18 @@ def load(entries: Sequence[Entry], size: int, progress: Callable[[int, int], Non
     images: list[np.ndarray] = []
     kept: list[Entry] = []
     unreadable = not_finite = empty = 0
-    scales = _scales(entries)
+    scales = samples.scales(entries)
     for i, entry in enumerate(entries):
-        found = _samples(entry)
+        found = samples.of(entry)
         if found is None:
             unreadable += 1
         elif not np.isfinite(found[0]).all():
             not_finite += 1
         else:
             x_HW, window = found
-            x_HW = _grey(x_HW, window or scales.get(entry.patient))
+            x_HW = samples.grey(x_HW, window or scales.get(entry.patient))
             empty += pictures.problem(x_HW) is not None
-            images.append(_fit(x_HW, size))
+            images.append(samples.fit(x_HW, size))
             kept.append(entry)
         if progress:
             progress(i + 1, len(entries))
@@ -238,95 +228,6 @@ def _with_patients(entries: list[Entry], source: Path, patients: str) -> list[En
     if lacking:
         raise DataError(f"{patients} lacks {lacking} of {len(names)} images; its `file` is the path inside the folder")
     return [Entry(e.path, e.label, table[name], e.frame) for e, name in zip(entries, names, strict=True)]
-
-
-def read(entry: Entry) -> np.ndarray | None:
-    """One image (H, W) uint8 by itself, or none where it cannot be read as a grey image."""
-    found = _samples(entry)
-    if found is None or not np.isfinite(found[0]).all():
-        return None
-    return _grey(*found)
-
-
-def _scales(entries: Iterable[Entry]) -> dict[str | None, Levels]:
-    """Black and white of what is deeper than 8 bits and has no window, by patient; under none: of whoever is not known."""
-    met: dict[str | None, pictures.Range] = {}
-    for entry in entries:
-        found = None if _is_bytes(entry.path) else _samples(entry)
-        if found is not None and found[1] is None and found[0].dtype != np.uint8 and np.isfinite(found[0]).all():
-            met.setdefault(entry.patient, pictures.Range()).add(found[0])
-    return {patient: one.levels for patient, one in met.items()}
-
-
-def _is_bytes(path: Path) -> bool:
-    """Whether a picture holds 8-bit samples, by its header alone."""
-    try:
-        return path.suffix.lower() in PICTURES and not pictures.deep(path)
-    except Exception:  # noqa: BLE001 - as in `_samples`
-        return False
-
-
-def _grey(x_HW: np.ndarray, levels: Levels | None) -> np.ndarray:
-    """(H, W) uint8. levels: none: bytes as they are, everything else by its own range."""
-    if x_HW.dtype == np.uint8 and levels is None:
-        return x_HW
-    if levels is None:
-        met = pictures.Range()
-        met.add(x_HW)
-        levels = met.levels
-    return np.asarray(pictures.scaled(x_HW, pictures.BYTES if x_HW.dtype == np.uint8 else levels).round(), np.uint8)
-
-
-def _samples(entry: Entry) -> tuple[np.ndarray, Levels | None] | None:
-    """The samples (H, W), and the window that the file itself states; none where it cannot be read as a grey image."""
-    try:
-        if entry.path.suffix.lower() in PICTURES:
-            return pictures.read(entry.path), None
-        if entry.path.suffix.lower() == ".npz":
-            return _row(entry), None
-        return _frame(entry)
-    except Exception:  # noqa: BLE001 - decoders raise whatever they like, and their words may quote the file
-        return None
-
-
-def _frame(entry: Entry) -> tuple[np.ndarray, Levels | None] | None:
-    d = pydicom.dcmread(entry.path)
-    x = d.pixel_array
-    if int(d.SamplesPerPixel) != 1:
-        return None
-    x_HW = x[entry.frame] if x.ndim == 3 else x
-    if d.get("PhotometricInterpretation") == "MONOCHROME1":  # white is the lowest value
-        return (1 << int(d.BitsStored)) - 1 - x_HW.astype(np.int64), None
-    slope, intercept = float(d.get("RescaleSlope") or 1), float(d.get("RescaleIntercept") or 0)
-    if (slope, intercept) != (1, 0):
-        x_HW = x_HW * slope + intercept
-    if d.get("WindowWidth") in (None, ""):
-        return x_HW, None
-    centre, width = (float(np.atleast_1d(d[k].value)[0]) for k in ("WindowCenter", "WindowWidth"))
-    low, high = centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2  # PS3.3 C.11.2.1.2
-    return x_HW.astype(np.float64), (low, max(high, low + 1e-9))
-
-
-_OPEN: dict[Path, np.ndarray] = {}  # the last NPZ file: its images are read one after the other
-
-
-def _row(entry: Entry) -> np.ndarray:
-    if entry.path not in _OPEN:
-        _OPEN.clear()
-        with entry.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            _OPEN[entry.path] = arrays["x_NHW" if "x_NHW" in arrays else "x"]
-    return np.asarray(_OPEN[entry.path][entry.frame])
-
-
-def _fit(x_HW: np.ndarray, size: int) -> np.ndarray:
-    height, width = x_HW.shape
-    if (height, width) == (size, size):
-        return np.ascontiguousarray(x_HW)
-    longer = max(height, width)
-    square = np.zeros((longer, longer), np.uint8)
-    top, left = (longer - height) // 2, (longer - width) // 2
-    square[top : top + height, left : left + width] = x_HW
-    return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _hidden(path: Path, source: Path) -> bool:

@@ -141,7 +141,7 @@ def detect(
     """
     import numpy as np  # noqa: PLC0415
 
-    from server.measure import gallery  # noqa: PLC0415
+    from server.measure import gallery, samples  # noqa: PLC0415
     from server.publish import watermark  # noqa: PLC0415
 
     scores: list[float] = []
@@ -149,7 +149,7 @@ def detect(
     entries = gallery.survey(images)
     with progress("looking", "looking") as tell:
         for number, entry in enumerate(entries, 1):
-            x_HW = gallery.read(entry)
+            x_HW = samples.read(entry)
             if x_HW is not None:
                 scores.append(watermark.score(x_HW[None]))
                 together = by_size.setdefault(x_HW.shape, [])
