@@ -16,7 +16,7 @@ from importlib.metadata import entry_points, version
 import click
 import typer
 
-from shared.errors import FedsynthError
+from shared.errors import ConfigError, FedsynthError
 from shared.journal import cli
 
 INTERRUPTED = 130  # 128 + SIGINT; typer turns Ctrl-C into this code
@@ -42,6 +42,12 @@ def build(first: str = "") -> typer.Typer:
         if show_version:
             typer.echo(f"fedsynth {version('fedsynth')}")
             raise typer.Exit
+
+    @root.command("audit", hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+    def renamed() -> None:
+        raise ConfigError(
+            "`fedsynth audit` is called `fedsynth journal` now; the audit of privacy is `fedsynth privacy audit`"
+        )
 
     groups: dict[str, typer.Typer] = {}
     root.add_typer(cli.app, name="journal")

@@ -158,7 +158,7 @@ def ask(site: Path, proposed: np.ndarray, **spoil: Any) -> messages.Verdict | me
     context: Any = SimpleNamespace(node_config={"site": str(site / "site.yaml")}, run_config={}, run_id=7)
     reply = app.judge(messages.pack_proposal(messages.Proposal(**(fields | spoil))), context)
     assert set(reply.keys()) == {"config"}, "no array and no figure leaves"
-    assert set(reply["config"].keys()) in ({"site", "passed"}, {"site", "refused"})
+    assert set(reply["config"].keys()) in ({"site", "passed"}, {"site", "refused", "about"})
     return messages.unpack_verdict(reply)
 
 

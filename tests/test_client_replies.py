@@ -32,8 +32,9 @@ def test_a_kept_reply_comes_back_bit_for_bit_and_for_its_owner_alone(tmp_path: P
     assert found is not None
     assert (found.site, found.epsilon, found.steps, found.ledger) == ("north", 1 / 3, 4, (3, "a" * 64))
     assert all(torch.equal(found.update[name], t) for name, t in REPLY.update.items())
-    assert [p.name for p in tmp_path.iterdir()] == [reply_cache.FILE]
-    assert stat.S_IMODE((tmp_path / reply_cache.FILE).stat().st_mode) == 0o600
+    assert [p.name for p in tmp_path.iterdir()] == ["node"], "beside the node's key, out of the app's reach"
+    assert [p.name for p in (tmp_path / "node").iterdir()] == [reply_cache.FILE]
+    assert stat.S_IMODE(reply_cache.path(tmp_path).stat().st_mode) == 0o600
 
 
 def test_only_the_whole_request_finds_it() -> None:
@@ -62,7 +63,7 @@ def test_another_request_and_a_dropped_reply_find_nothing(tmp_path: Path) -> Non
 
 def test_a_damaged_reply_is_not_used(tmp_path: Path) -> None:
     reply_cache.keep(tmp_path, REPLY)
-    path = tmp_path / reply_cache.FILE
+    path = reply_cache.path(tmp_path)
     good = path.read_bytes()
     for position in range(len(good)):
         path.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
@@ -75,7 +76,7 @@ def test_a_damaged_reply_is_not_used(tmp_path: Path) -> None:
 def test_a_reply_that_cannot_be_kept_is_no_reason_not_to_send_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / reply_cache.FILE).mkdir()
+    reply_cache.path(tmp_path).mkdir()
     reply_cache.keep(tmp_path, REPLY)
     assert "charged again" in caplog.text
-    assert [p.name for p in tmp_path.iterdir()] == [reply_cache.FILE]
+    assert [p.name for p in (tmp_path / "node").iterdir()] == [reply_cache.FILE]

@@ -237,7 +237,7 @@ def test_text_across_the_acquired_slices_is_seen_though_others_are_kept(tmp_path
     for name, stored in (("sagittal", (1, 2, 0)), ("axial", (0, 1, 2))):
         affine = np.eye(4)[:, [*stored, 3]]
         (tmp_path / name / "data").mkdir(parents=True)
-        nibabel.save(nibabel.Nifti1Image(volume.transpose(stored), affine), tmp_path / name / "data" / "a.nii")
+        nibabel.save(nibabel.Nifti1Image(volume.transpose(stored), affine), tmp_path / name / "data" / "sub-a.nii")
     assert run(tmp_path / "sagittal", "nifti") == {"text": 1}
     assert run(tmp_path / "axial", "nifti") == {}
 

@@ -18,8 +18,8 @@ COMMANDS = [
     ["evaluate"],
     ["verify"],
     ["detect"],
-    ["audit", "verify"],
-    ["audit", "show"],
+    ["journal", "verify"],
+    ["journal", "show"],
     ["client", "ingest"],
     ["client", "deidentify"],
     ["privacy", "plan"],
@@ -56,7 +56,7 @@ def test_a_journal_is_checked_without_loading_what_trains(tmp_path: Path) -> Non
     program = f"""
 import sys
 from shared.cli import main
-sys.argv = ["fedsynth", "audit", "verify", {str(tmp_path)!r}]
+sys.argv = ["fedsynth", "journal", "verify", {str(tmp_path)!r}]
 try:
     main()
 except SystemExit as end:

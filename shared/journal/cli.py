@@ -24,7 +24,7 @@ BESIDE = ("index", "previous", "hash", "kind", "time")
 
 
 @app.callback()
-def _audit() -> None:
+def _journal() -> None:
     """The journals of both sides: what was asked, decided, refused and sent."""
 
 
