@@ -26,7 +26,7 @@ LIMIT = 10 * 1024 * 1024
 APP = "fedsynth/fedsynth"  # publisher and name, as in PROJECT
 UNPACKED = 64 * 1024 * 1024
 CONTENT = ".info/CONTENT"  # Flower's list of the files
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 PROJECT = """\
 [project]
