@@ -112,9 +112,9 @@ print(json.dumps([b - a for a, b in zip(times, times[1:])]))
 """
 POLL_S = 0.005
 STAGES = (
-    "the round begins -> the node has the request (polling, transfer)",
-    "-> the app has paid (see below)",
-    "-> the update leaves the node (training, handing over, checks)",
+    "the round begins -> it is on the ledger (polling, transfer, checks)",
+    "-> the app may have it (the journal)",
+    "-> the update leaves the node (see below; training, handing over, checks)",
     "-> the server has it (transfer, polling)",
     "-> the next round begins (the other site, combining, checkpoint)",
 )
@@ -155,8 +155,8 @@ class Watch(threading.Thread):
             last, site = max(replies)
             own = [(t, line) for t, whose, line in now if whose == site]
             asked, sent = (next(t for t, line in own if line["kind"] == kind) for kind in ("asked", "sent"))
-            paid = next(t for t, line in own if "noise_multiplier" in line)
-            times = [begin, asked, paid, sent, last, end]
+            paid = next(t for t, line in own if line["kind"] in ("reserve", "draw"))
+            times = [begin, paid, asked, sent, last, end]
             found.append([b - a for a, b in itertools.pairwise(times)])
         return found
 
