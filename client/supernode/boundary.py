@@ -35,10 +35,7 @@ import httpx
 from flwr.app import Message, MessageType, RecordDict
 from flwr.supercore.constant import TaskType
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
-from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectPullError,
-    inflate_object_from_contents,
-)
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents
 from flwr.supercore.run import RunNotRunningException
 
 from client import admission, budget, dataset, policy, reply_cache
@@ -174,8 +171,10 @@ class Boundary:
         """Let a request in, paid for, and remember it; or give the answer that is known already. Raises what is wrong with it."""
         run_id = message.metadata.run_id
         run = get_run(run_id)
-        known = message.metadata.message_type in (MessageType.TRAIN, MessageType.QUERY)
-        if not known or run.primary_task_type == TaskType.AGENT_APP:
+        if (
+            message.metadata.message_type not in (MessageType.TRAIN, MessageType.QUERY)
+            or run.primary_task_type == TaskType.AGENT_APP
+        ):
             raise PolicyError(
                 f"{self.site.name} only trains and judges releases; this is `{str(message.metadata.message_type)[:40]}`"
             )
