@@ -32,7 +32,7 @@ FEDSYNTH = "from shared.cli import main; main()"
 CLOCK = """
 import datetime, sys
 from flwr.supercore import date
-from shared import keys
+from shared.crypto import keys
 ahead = datetime.timedelta(seconds=float(sys.argv.pop(1)))
 true_date, true_keys = date.now, keys.now
 date.now, keys.now = lambda: true_date() + ahead, lambda: true_keys() + ahead

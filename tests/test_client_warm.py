@@ -22,18 +22,18 @@ CHILD = """
 import json, os, socket, sys, threading, time
 from pathlib import Path
 import flwr.supernode.runtime.run_clientapp as flower
-from client.supernode import warm
+from client.supernode import prefork
 
 folder = Path(sys.argv[1])
 
 def app(token, **spec):
-    kept = sorted(name for name in sys.modules if name.partition(".")[0] in warm.OURS)
+    kept = sorted(name for name in sys.modules if name.partition(".")[0] in prefork.OURS)
     torch = sys.modules["torch"]
     sys.path.insert(0, str(folder))  # as Flower does with the bundle
     import client
     where = client.__file__
     sys.path.pop(0)
-    warm.forget()
+    prefork.forget()
     from privacy import noise
     said = {"kept": kept, "client": where, "threads": threading.active_count(), "parent": spec["parent_pid"],
             "cuda": torch.cuda.is_initialized(), "diffusers": "diffusers.models.unets.unet_2d" in sys.modules,
@@ -50,11 +50,11 @@ flower.run_clientapp = app
 ours, theirs = socket.socketpair()
 if os.fork() == 0:
     ours.close()
-    warm.nurse(theirs)
+    prefork.nurse(theirs)
     os._exit(0)
 theirs.close()
 from flwr.supercore.superexec.executor import ExecutionSpec
-nursery = warm.Nursery(ours)
+nursery = prefork.Nursery(ours)
 for number, token in enumerate(("one", "two"), 1):
     spec = ExecutionSpec("flwr-clientapp", "127.0.0.1:1", token, True, None, False, os.getpid(), False, number)
     print(nursery.launch(spec).status)
@@ -69,7 +69,7 @@ LEAVING = """
 import json, os, socket, subprocess, sys, time
 from pathlib import Path
 import flwr.supernode.runtime.run_clientapp as flower
-from client.supernode import warm
+from client.supernode import prefork
 
 folder = Path(sys.argv[1])
 
@@ -93,11 +93,11 @@ flower.run_clientapp = app
 ours, theirs = socket.socketpair()
 if os.fork() == 0:
     ours.close()
-    warm.nurse(theirs)
+    prefork.nurse(theirs)
     os._exit(0)
 theirs.close()
 from flwr.supercore.superexec.executor import ExecutionSpec
-nursery = warm.Nursery(ours)
+nursery = prefork.Nursery(ours)
 for number, token in enumerate(("one", "two"), 1):
     nursery.launch(ExecutionSpec("flwr-clientapp", "127.0.0.1:1", token, True, None, False, os.getpid(), False, number))
     while not (folder / f"{token}.json").exists():

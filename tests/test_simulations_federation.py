@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.refusals import WORDS
 from simulations.guardian import marked
 
 TINY = """
@@ -140,7 +141,7 @@ def test_a_cap_that_is_already_spent_is_refused_and_nothing_is_released(run: Pat
     done = fedsynth("simulate", run.parent / "tiny.yaml", "--out", again)
     assert done.returncode == 1
     assert "0 of 2 sites contributed" in done.stderr.replace("\n", " ")
-    assert "BudgetExceeded" in (again / "server" / "events.jsonl").read_text()
+    assert WORDS["budget"] in (again / "server" / "events.jsonl").read_text()
     assert not (again / "release").exists()
 
 

@@ -87,9 +87,9 @@ def main(grid, context):
 """
 PARTS = """
 import json, sys, time
-from client.supernode import warm
+from client.supernode import prefork
 import client.app
-warm.forget()  # an app finds the libraries loaded, and loads our code
+prefork.forget()  # an app finds the libraries loaded, and loads our code
 times = [time.time()]
 import client.app
 times.append(time.time())
