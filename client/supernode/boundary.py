@@ -83,8 +83,8 @@ class Boundary:
 
         @contextmanager
         def checked(*arguments: Any, **named: Any) -> Iterator[tuple[Any, ...]]:
-            with connect(*arguments, **named) as connection, connection.interrupted(refused):
-                node_id, receive, *others = connection
+            with connect(*arguments, **named) as opened, connection.interrupted(refused):
+                node_id, receive, *others = opened
                 yield self.wrap((node_id, connection.patient(receive, refused), *others))
 
         return checked
