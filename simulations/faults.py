@@ -26,6 +26,7 @@ from shared import messages
 from shared.config.loading import read
 from shared.config.site import Site
 from shared.crypto import bundle, keys
+from shared.refusals import WORDS
 from simulations.byzantine_client import rogue
 from simulations.run_probe import PATIENCE_S, Run, expect, ledger_of
 from simulations.tcp_proxy import Cable
@@ -158,7 +159,7 @@ def unapproved(run: Run, site: str) -> Strike:
     yield
     who = run.end(number)
     reason = run.reason(number, site)
-    expect(site not in who and "has not approved the app bundle" in reason, f"{who} contributed; {reason}")
+    expect(site not in who and WORDS["code"] in reason, f"{who} contributed; {reason}")
     expect(run.charged(site, number) == 0, "it was charged")
     approval.approve(read(run.net.file(site), Site), run.net.work(site), data)
     return f"refused at the hospital's boundary, nothing run or charged: {reason[:60]}..." + BACK.format(
@@ -193,7 +194,7 @@ def changed_file(run: Run, site: str) -> Strike:
     who = run.end(number)
     reason = run.reason(number, site)
     path.write_text(before)
-    expect(site not in who and "PrivacyError" in reason, f"{who} contributed; {reason}")
+    expect(site not in who and WORDS["policy"] in reason, f"{who} contributed; {reason}")
     expect(run.charged(site, number) == 0, "it was charged")
     return f"refused by name, nothing charged: {reason}" + BACK.format(run.back(site, number))
 
@@ -234,7 +235,7 @@ def disk_full(run: Run, site: str, fill: Path) -> Strike:
     finally:
         fill.unlink(missing_ok=True)
     reason = run.reason(number, site)
-    expect("LedgerError" in reason, reason)
+    expect(WORDS["ledger"] in reason, reason)
     said = [line for line in run.net.log(site).splitlines() if "ERROR" in line and "disk is full" in line]
     expect(bool(said), "its log says nothing")
     again = run.back(site, number)

@@ -257,7 +257,7 @@ def test_a_second_run_goes_on_without_the_site_that_does_not_approve_and_without
     events = [json.loads(text) for text in (out / "server" / "events.jsonl").read_text().splitlines()]
     failed = [e for e in events if e["event"] == "site_failed"]
     assert [e["site"] for e in failed] == ["east"]
-    assert "has not approved the app bundle" in failed[0]["reason"]
+    assert "has not approved the code of this run" in failed[0]["reason"]
     assert [e["kind"] for e in journal.read(net.work("east"))][-2:] == ["refused", "refused"]  # the round, the release
     said = json.loads((out / "server" / "sites_say.json").read_text())["sites"]
     assert set(said) == {"north", "south"}
