@@ -185,7 +185,7 @@ def records(site: Site, work: Path) -> Path:
     """
     if site.records is None or site.records.resolve() == work.resolve():
         return work
-    for name in (KEY_FILE, "ledger.jsonl"):
+    for name in (KEY_FILE, LEDGER_FILE):
         if (work / name).exists():
             raise DataError(
                 f"{work} holds a {name} of its own, and the site file names other `records`; move both the key and the "

@@ -116,7 +116,7 @@ def _records(site: Site, work: Path) -> Iterator[Finding]:
         yield Finding(
             "folder", "warning", "others may enter the folder of key and ledger", f"run `chmod 700 {records}`"
         )
-    path = records / "ledger.jsonl"
+    path = records / dataset.LEDGER_FILE
     try:
         mark = journal.ledger_mark(work) if (work / "node" / journal.FILE).exists() else None
         if mark is None and not ledger.begun(path):
