@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from client.supernode import prefork
 from privacy import ledger
 from shared.config.experiment import Experiment
 from shared.errors import FederationError
@@ -46,6 +47,8 @@ class Run:
     def reason(self, number: int, site: str) -> str:
         """Why a site did not contribute in a round."""
         said = [e["reason"] for e in self.events("site_failed", number) if e["site"] == site]
+        if not said and self.events("round_started", number)[-1]["asked"] < len(self.net.sites):
+            return "it was not connected when the round began"
         expect(bool(said), f"round {number}: nothing is said of {site}")
         return str(said[-1])
 
@@ -66,7 +69,7 @@ class Run:
         return sum((d.name, d.number) == (self.name, number) for d in drawn)
 
     def charging(self, site: str) -> None:
-        """Wait for the moment in which the site's app has paid, and trains."""
+        """Wait for the moment in which a round of the site is paid for, and its app trains (the node pays before it starts the app)."""
         path = ledger_of(self.net, site)
 
         def size() -> int:
@@ -77,6 +80,7 @@ class Run:
             if time.monotonic() > deadline:
                 raise FederationError(f"{site} was not charged within {PATIENCE_S:g} s")
             time.sleep(0.005)
+        until(lambda: self.net.pids(site, prefork.APP), PATIENCE_S, f"{site}'s app trains")
 
 
 def ledger_of(net: Loopback, site: str) -> Path:
