@@ -37,7 +37,7 @@ released: that a step failed would be an answer without noise.
 | sampling_rate      | 1e-9 to 1        |
 | expected_patients  | 1 to 1e9         |
 
-Why not Opacus' per-sample hooks: they are wrong after attention (tests/test_privacy_sgd.py shows it), cost 2.4-3 times
+Why not Opacus' per-sample hooks: they are wrong after attention (tests/privacy/test_sgd.py shows it), cost 2.4-3 times
 as much, and bound a slice rather than a patient. bf16 autocast and torch.compile are fine inside `loss`.
 
 Left out: the loss itself (shared/diffusion.py), the loop and the ledger (client/train.py).

@@ -69,7 +69,7 @@ class Run:
         return sum((d.name, d.number) == (self.name, number) for d in drawn)
 
     def charging(self, site: str) -> None:
-        """Wait for the moment in which a round of the site is paid for, and its app trains (the node pays before it starts the app)."""
+        """Wait until a round of the site is paid for and its app trains: the node pays before it starts the app."""
         path = ledger_of(self.net, site)
 
         def size() -> int:

@@ -20,6 +20,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: each, and all that it starts, computes on one
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pydicom
 import pytest

@@ -3,7 +3,7 @@
 One training step of the full U-Net, private against the same step without clipping and noise, in one process: time and peak
 memory as ratios. The floor is the plain step: the same forward and backward passes, summed, one SGD step. Also shown: what a
 user would pick instead, Opacus' per-sample hooks and its ghost clipping (a slice is their record, so their epsilon means
-something else, and after attention their gradients and norms are wrong; see tests/test_privacy_sgd.py). Last line: how much
+something else, and after attention their gradients and norms are wrong; see tests/privacy/test_sgd.py). Last line: how much
 of the private step is spent on drawing the cryptographic noise.
 
 Ratios are medians over rounds in which the variants take turns, so that a machine that slows down slows all of them.

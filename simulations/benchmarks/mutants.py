@@ -34,36 +34,17 @@ from rich.progress import track
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = (
-    *(f"rebuild/{name}" for name in ("deidentify", "elements", "enhanced", "export", "gates", "manifest", "pixels")),
-    *(f"rebuild/{name}" for name in ("pseudonym", "reader", "redaction", "rules")),
-    *(f"intake/{name}" for name in ("dicom", "face", "finished", "images", "ingest", "inputs", "labels", "masks")),
-    *(f"intake/{name}" for name in ("nifti", "series", "text", "volumes")),
+    *(f"deidentification/{name}" for name in ("acceptance", "defacing", "deidentify", "elements", "enhanced", "export")),
+    *(f"deidentification/{name}" for name in ("manifest", "pixels", "pseudonym", "reader", "redaction", "rules")),
+    *(f"readers/{name}" for name in ("dicom", "images", "ingest", "inventory", "labels", "masks", "nifti", "persons")),
+    *(f"readers/{name}" for name in ("resume", "series", "tables", "text", "volumes", "whose")),
 )
 TESTS = (
-    *(
-        "deidentify",
-        "enhanced",
-        "bad_input",
-        "manifest",
-        "leaks",
-        "suite_headers",
-        "suite_files",
-        "suite_pixels",
-        "suite_refusals",
-    ),
-    *(
-        "suite_subjects",
-        "suite_geometry",
-        "images",
-        "ingest",
-        "series",
-        "volumes",
-        "ct",
-        "face",
-        "resume",
-        "text",
-        "cli",
-    ),
+    *("test_deidentify", "deidentification/test_enhanced", "test_bad_input", "deidentification/test_manifest", "test_leaks"),
+    *(f"deidentification/test_suite_{name}" for name in ("headers", "files", "pixels", "refusals", "subjects", "geometry")),
+    *(f"readers/test_{name}" for name in ("images", "ingest", "labels", "persons", "persons_table")),
+    *(f"deidentification/test_{name}" for name in ("series", "volumes", "ct", "defacing")),
+    *("readers/test_resume", "deidentification/test_text", "test_cli"),
 )
 ROOMS = ("client", "privacy", "server", "shared", "simulations", "tests")
 LIBRARIES = ("highdicom", "nibabel", "nilearn.datasets", "pydantic", "pydicom", "scipy.ndimage", "scipy.sparse", "SimpleITK",
@@ -113,7 +94,7 @@ def main() -> None:
         place = Path(folder) / "copy"
         skip = shutil.ignore_patterns(".git", ".venv", "out", "__pycache__", ".*_cache")
         shutil.copytree(ROOT, place, ignore=skip)
-        files = [f"tests/test_client_{name}.py" for name in TESTS]
+        files = [f"tests/client/{name}.py" for name in TESTS]
         came_by = _learn(place, files)
         for mutant in track(found, "taking out refusals"):
             near = sorted(set().union(*(came_by[number] for number in mutant.reached_by)), key=_turn)
@@ -221,7 +202,7 @@ def _path(root: Path, module: str) -> Path:
 
 def _turn(test: str) -> int:
     """Tests of the engine itself are quick, those of whole commands slow."""
-    return TESTS.index(test.partition("::")[0].removeprefix("tests/test_client_").removesuffix(".py"))
+    return TESTS.index(test.partition("::")[0].removeprefix("tests/client/").removesuffix(".py"))
 
 
 def _pytest(place: Path, arguments: list[str], **more: str) -> int:

@@ -249,7 +249,7 @@ def test_l03_no_library_keeps_a_log_of_its_own(tmp_path: Path) -> None:
         (tmp_path / place).mkdir()
     clean = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     homes = {"HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[3])
     done = subprocess.run([sys.executable, "-c", code], env={**clean, **homes, "PYTHONPATH": root}, cwd=tmp_path / "cwd",
                           capture_output=True, text=True, check=True)  # fmt: skip
     assert done.stdout == "ran\n"

@@ -48,7 +48,7 @@ def test_flower_reads_and_installs_our_bundle(tmp_path: Path) -> None:
     assert config["tool"]["flwr"]["app"]["components"]["clientapp"] == "client.app:app"
     assert get_metadata_from_config(config)[0] == "fedsynth/fedsynth"
     folder = install_from_fab(data, tmp_path, skip_prompt=True)
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[3]
     assert (folder / "client" / "app.py").read_bytes() == (root / "client" / "app.py").read_bytes()
     assert not (folder / "simulations").exists()
 

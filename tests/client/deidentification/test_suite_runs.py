@@ -19,7 +19,7 @@ from client.supernode import isolation
 from shared.config.site import Site
 
 Write = Callable[..., list[Path]]
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 
 # Everything that is not addressed to this machine leaves by the only interface there is, where it is counted and dies.
 PACKETS = """

@@ -251,7 +251,7 @@ def test_the_command_serves_until_ctrl_c_and_then_ends_quietly(brains: Brains) -
     # Whoever starts the tests in the background of a script has SIGINT ignored, and so would the command
     program = ["env", "--default-signal=INT", sys.executable, "-c", "from server.cli import app; app()"]
     program += ["watch", str(brains.file), "--port", "0"]
-    words = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    words = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
     with subprocess.Popen(
         program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | words
     ) as watch:

@@ -13,7 +13,7 @@ from shared.config.policy import Policy
 from shared.config.site import Site
 from shared.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
 
 def test_every_shipped_experiment_is_valid_and_opens_with_its_command() -> None:

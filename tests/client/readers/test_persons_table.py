@@ -20,7 +20,7 @@ from client.readers.ingest import ingest
 from shared.config.site import Site
 from shared.errors import DataError
 
-DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "persons.md"
+DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "persons.md"
 NOISE = np.random.default_rng(0).integers(0, 1000, (8, 8, 8)).astype(np.int16)
 PICTURE = np.random.default_rng(1).integers(0, 256, (16, 16), dtype=np.uint8)
 
