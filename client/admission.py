@@ -32,12 +32,14 @@ from client.answers import Answers
 from client.dataset import Facts
 from privacy import noisy_statistics
 from privacy.ledger import Drawn, Mark
-from shared import messages, weights, wire
+from shared import messages, wire
+from shared.adapters.base import attach
 from shared.config.experiment import Experiment
 from shared.config.site import Site
-from shared.errors import MessageError, PolicyError, WeightsError
+from shared.errors import ConfigError, MessageError, PolicyError, WeightsError
 from shared.messages import TrainReply, Verdict
-from shared.network import Model, shapes
+from shared.models import weights
+from shared.models.base import GenerativeModel, shapes
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,10 @@ def count(asked: Question, site: Site, work: Path) -> Verdict | None:
     return None if before is None else Verdict(site.name, before)
 
 
-def model_of(experiment: Experiment, received: dict[str, Tensor]) -> Model:
-    """The network that a message speaks of, with the weights that came."""
-    model = weights.load_base(experiment.base, experiment.network, experiment.classes)
+def model_of(experiment: Experiment, received: dict[str, Tensor]) -> GenerativeModel:
+    """The model that a message speaks of, with the weights that came, and its trainable part chosen."""
+    model = weights.load_base(experiment.base, experiment.model, experiment.classes)
+    attach(model, experiment.training.trainable)
     model.load_state_dict(received, strict=False)
     return model
 
@@ -130,13 +133,14 @@ def model_of(experiment: Experiment, received: dict[str, Tensor]) -> Model:
 def _expected(site: Site, experiment: Experiment) -> wire.Shapes:
     """Names and shapes of the tensors that may travel: a function of the settings, for which no weights are read."""
     try:
-        labels = weights.labels_of(experiment.base, experiment.network, experiment.classes)
+        labels = weights.labels_of(experiment.base, experiment.model, experiment.classes)
     except WeightsError as error:
         raise PolicyError(str(error), setting="base") from error
     try:
         with torch.device("meta"):
-            model = Model(experiment.network, labels, experiment.classes)
-    except (RuntimeError, ValueError, ZeroDivisionError) as error:
-        raise MessageError(f"no network can be made of the experiment's settings ({type(error).__name__})") from error
+            model = weights.build(experiment.model, labels, experiment.classes)
+            travels = attach(model, experiment.training.trainable)
+    except (RuntimeError, ValueError, ZeroDivisionError, ConfigError) as error:
+        raise MessageError(f"no model can be made of the experiment's settings ({type(error).__name__})") from error
     policy.check_size(site, sum(p.numel() for p in model.parameters()))
-    return shapes(model.trainable(experiment.training.trainable))
+    return shapes(travels)

@@ -33,8 +33,8 @@ from privacy import noise
 from shared import logs, messages
 from shared.config.loading import read
 from shared.config.site import Site
-from shared.device import device_for
 from shared.errors import FederationError, FedsynthError, PrivacyError
+from shared.models.device import device_for
 
 SITES_VARIABLE = "FEDSYNTH_SIMULATED_SITES"
 SEED_VARIABLE = noise.SEED_VARIABLE
@@ -160,7 +160,7 @@ def _computed(asked: admission.Round, site: Site, work: Path) -> tuple[dict[str,
         return update, told
 
     try:
-        return attempt(dataset.load_usable(work / "cohort", experiment.network.image_size))
+        return attempt(dataset.load_usable(work / "cohort", experiment.model.image_size))
     except (Exception, MemoryError) as error:
         if asked.noise_multiplier == 0 or isinstance(error, PrivacyError):
             raise
@@ -174,7 +174,7 @@ def _judge(content: RecordDict, site: Site, work: Path, *, charged: bool) -> mes
     if not charged and (before := admission.count(asked, site, work)) is not None:
         return before
     try:
-        found = release_check.judge(asked, dataset.load_usable(work / "cohort", asked.experiment.network.image_size))
+        found = release_check.judge(asked, dataset.load_usable(work / "cohort", asked.experiment.model.image_size))
     except (Exception, MemoryError) as error:  # noqa: BLE001 - a third answer would tell more than the bit: it is a no
         _note(error, {"site": site.name})
         found = {"passed": False}

@@ -15,6 +15,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,15 +23,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.dataset import Patient
-from client.train import Encoded, denoising_loss, encode, patient_loss, train
+from client.train import Prepared, draws, prepare, train
 from privacy import audit, membership_inference
 from privacy.accounting import Event, noise_multiplier_for
 from privacy.canaries import Watch, most
 from privacy.sgd import private_step
+from shared.adapters.base import attach
 from shared.config.experiment import Experiment
-from shared.diffusion import Process
 from shared.errors import ConfigError
-from shared.network import Model
+from shared.models.base import Example, GenerativeModel
 
 A_RUN = 1024  # canaries in one rehearsal, at most; half of them take part
 DRAWS = 64  # images of one patient behind its loss in full training: evenly spread slices, the same noise for everyone
@@ -57,7 +58,7 @@ class Seen:
 
 
 def canaries(
-    model: Model,
+    model: GenerativeModel,
     cohort: Sequence[Patient],
     experiment: Experiment,
     count: int,
@@ -72,8 +73,8 @@ def canaries(
     """
     claim = stated(experiment)
     rng = np.random.default_rng()
-    parameters = sum(p.numel() for p in model.trainable(experiment.training.trainable).values())
-    size = experiment.network.image_size
+    parameters = sum(p.numel() for p in attach(model, experiment.training.trainable).values())
+    size = experiment.model.image_size
     blank = np.zeros((1, size, size), np.uint8)  # its loss is replaced, so a canary needs no picture
     found: list[NDArray[np.float64]] = []
     coins: list[NDArray[np.bool_]] = []
@@ -86,7 +87,7 @@ def canaries(
         joined = [Patient(name, -1, blank) for name, heads in zip(names, coin, strict=True) if heads]
         # Every second run has canaries alone: patients whose gradients go wrong too, as without clipping, cannot hide them
         people = [*(cohort if len(found) % 2 == 0 else ()), *joined]
-        watch: Watch[Encoded] = Watch(
+        watch: Watch[Prepared] = Watch(
             lambda p: p.pseudonym, {name: j for j, name in enumerate(names)}, step=step, rng=rng
         )
         _run(model, people, experiment, noise_multiplier=claim.noise_multiplier, step=watch)
@@ -101,7 +102,7 @@ def canaries(
 
 
 def trajectory(
-    model: Model, cohort: Sequence[Patient], experiment: Experiment, *, noise_multiplier: float
+    model: GenerativeModel, cohort: Sequence[Patient], experiment: Experiment, *, noise_multiplier: float
 ) -> list[dict[str, Tensor]]:
     """Train on `cohort` as one site alone; the trainable tensors before each round and at the end. `model` ends trained."""
     kept: list[dict[str, Tensor]] = []
@@ -110,7 +111,7 @@ def trajectory(
 
 
 def _run(
-    model: Model,
+    model: GenerativeModel,
     cohort: Sequence[Patient],
     experiment: Experiment,
     *,
@@ -135,12 +136,12 @@ def _run(
         kept.append(_state(trained, experiment))
 
 
-def _state(model: Model, experiment: Experiment) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.trainable(experiment.training.trainable).items()}
+def _state(model: GenerativeModel, experiment: Experiment) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in attach(model, experiment.training.trainable).items()}
 
 
 def evidence(
-    model: Model,
+    model: GenerativeModel,
     states: Sequence[dict[str, Tensor]],
     patients: Sequence[Patient],
     experiment: Experiment,
@@ -153,42 +154,39 @@ def evidence(
     states   trainable tensors before each round and at the end, as `trajectory` returns or a run's checkpoints hold
     """
     device = next(model.parameters()).device
-    process, which = Process(device), experiment.training.trainable
-    # Of full training the denoiser's loss alone: patients differ so much in the other terms that they would hide what it remembers
-    remembers = denoising_loss if which == "full" else patient_loss
-    people = [encode(model, patient, device) for patient in patients]
+    people = [prepare(model, patient, device).example for patient in patients]
     updates = [{name: b[name] - a[name] for name in a} for a, b in itertools.pairwise(states)]
     clip = math.inf if experiment.privacy.epsilon is None else experiment.privacy.max_grad_norm
     loss_SP = np.zeros((len(states), len(people)))
     aligned_P = np.zeros(len(people))
     for s, state in enumerate(states):
         model.load_state_dict(state, strict=False)
-        trainable = model.trainable(which)
+        trainable = attach(model, experiment.training.trainable)
 
         def gradient(i: int, trainable: dict[str, torch.nn.Parameter] = trainable) -> tuple[Tensor | None, ...]:
-            value = _fixed(patient_loss, model, process, people[i], experiment, seed)
+            value = _fixed(model, model.loss, people[i], experiment, seed)
             return torch.autograd.grad(value, list(trainable.values()), allow_unused=True)
 
         with torch.no_grad():
-            loss_SP[s] = [_fixed(remembers, model, process, person, experiment, seed).item() for person in people]
+            for i, person in enumerate(people):
+                score = _fixed(model, model.membership_score, person, experiment, seed)
+                loss_SP[s, i] = math.nan if score is None else score.item()
         if s < len(updates):
             update = [updates[s][name] for name in trainable]
             aligned_P += membership_inference.by_alignment(gradient, len(people), update, clip)
         if progress:
             progress(s + 1, len(states))
-    return {
+    by_score = {
         "loss": membership_inference.by_loss(loss_SP[-1]),
         "calibrated loss": membership_inference.by_calibrated_loss(loss_SP[-1], loss_SP[0]),
-        "update alignment": aligned_P,
     }
+    return (by_score if np.isfinite(loss_SP).all() else {}) | {"update alignment": aligned_P}
 
 
-def _fixed(
-    loss: Callable[..., Tensor], model: Model, process: Process, person: Encoded, experiment: Experiment, seed: int
-) -> Tensor:
+def _fixed(model: GenerativeModel, loss: Callable[..., Any], person: Example, experiment: Experiment, seed: int) -> Any:
     """A loss of training, with the same slices and the same noise for every patient and every state."""
-    device = person.z_SF.device
     wanted = max(1, DRAWS // experiment.training.draws)
-    slices = np.linspace(0, len(person.x_SHW) - 1, wanted).round().astype(int).tolist()
+    slices = np.linspace(0, len(person) - 1, wanted).round().astype(int).tolist()
     model.eval()
-    return loss(model, process, person, experiment, slices, torch.Generator(device).manual_seed(seed))
+    rng = torch.Generator(person.x_SCHW.device).manual_seed(seed)
+    return loss(person, draws(experiment, slices), rng)

@@ -59,8 +59,10 @@ def check(site: Site, experiment: Experiment, noise_multiplier: float | None = N
         ("privacy.max_grad_norm", privacy.max_grad_norm, limits.largest_norm),
     ):
         _most(site, key, value <= most, f"permits {most:g} at most, the experiment asks for {value:g}")
-    known = ", ".join(limits.trainable)
-    _most(site, "training.trainable", training.trainable in limits.trainable, f"permits training of {known}")
+    kind, part = experiment.model.kind, training.trainable
+    _most(site, "model", not limits.models or kind in limits.models, f"permits the models {', '.join(limits.models)}")
+    known = f"permits training of {', '.join(limits.parts)}"
+    _most(site, "training.trainable", not limits.parts or part in limits.parts, known)
     allowed = not limits.bases or experiment.base in limits.bases
     _most(site, "base", allowed, f"permits the bases {', '.join(limits.bases)}")
     if noise_multiplier is None or site.epsilon_cap is None:  # without a cap: a rehearsal on data that protects nobody
@@ -90,23 +92,23 @@ def check_weights(site: Site, received: Mapping[str, Tensor]) -> None:
 
 
 def check_size(site: Site, parameters: int) -> None:
-    """Raise PolicyError when a network is larger than this site permits."""
+    """Raise PolicyError when a model is larger than this site permits."""
     if parameters > site.policy.parameters:
         raise PolicyError(
-            f"a network of {parameters} parameters; {site.name} permits {site.policy.parameters} (`policy.parameters`)",
-            setting="network",
+            f"a model of {parameters} parameters; {site.name} permits {site.policy.parameters} (`policy.parameters`)",
+            setting="model",
         )
 
 
 def check_cohort(site: Site, experiment: Experiment, facts: Facts) -> None:
     """Raise PolicyError when the experiment is for images or classes other than the cohort's. Compares public facts alone."""
-    size, classes = experiment.network.image_size, tuple(experiment.classes)
+    size, classes = experiment.model.image_size, tuple(experiment.classes)
     if facts.image_size != size:
         raise PolicyError(
             f"the cohort has images of {facts.image_size} pixels, the experiment wants {size}: run `fedsynth client ingest` with "
             f"--image-size {size} to take part",
             word="cohort",
-            setting="network.image_size",
+            setting="model.image_size",
         )
     if facts.classes and facts.classes != classes:
         raise PolicyError(

@@ -13,19 +13,18 @@ from collections.abc import Mapping
 import torch
 
 from client.dataset import Patient
-from client.train import encode, patient_loss
+from client.train import draws, prepare
 from privacy import noisy_statistics
 from privacy.noise import SecureRandom
 from shared.config.experiment import Experiment
-from shared.diffusion import Process
-from shared.network import Model
+from shared.models.base import GenerativeModel
 
 LOG = logging.getLogger("fedsynth.client")
-DRAWS = 4  # losses of one patient that are averaged, each over the slices and draws of a training step
+TIMES = 4  # losses of one patient that are averaged, each over the slices and draws of a training step
 
 
 def measure(
-    model: Model, cohort: list[Patient], experiment: Experiment, asked: Mapping[str, float]
+    model: GenerativeModel, cohort: list[Patient], experiment: Experiment, asked: Mapping[str, float]
 ) -> dict[str, float]:
     """Figure -> noised value, for `asked`: figure -> noise multiplier."""
     found: dict[str, float] = {}
@@ -42,17 +41,17 @@ def measure(
 
 
 @torch.no_grad()
-def losses(model: Model, cohort: list[Patient], experiment: Experiment, draws: int = DRAWS) -> list[float]:
+def losses(model: GenerativeModel, cohort: list[Patient], experiment: Experiment, times: int = TIMES) -> list[float]:
     """The training loss of every patient of the cohort, exact: private, never to be sent or logged. NaN where there is none."""
     device = next(model.parameters()).device
-    process, secure = Process(device), SecureRandom()
+    secure = SecureRandom()
     rng = torch.Generator(device).manual_seed(secure.seed())
     found = []
     for patient in cohort:
         try:
-            encoded = encode(model, patient, device)
-            slices = [secure.subset(len(patient.x_SHW), experiment.training.slices) for _ in range(draws)]
-            drawn = [patient_loss(model, process, encoded, experiment, chosen, rng) for chosen in slices]
+            example = prepare(model, patient, device).example
+            slices = [secure.subset(len(patient.x_SHW), experiment.training.slices) for _ in range(times)]
+            drawn = [model.loss(example, draws(experiment, chosen), rng) for chosen in slices]
             found.append(float(torch.stack(drawn).mean()))
         except Exception as error:  # noqa: BLE001 - a failure would tell of a patient: no number, which has its own rule
             LOG.error("%s while a loss was measured", type(error).__name__)

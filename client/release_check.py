@@ -28,9 +28,8 @@ from client.admission import Question, model_of
 from client.dataset import Patient
 from privacy import copies, membership_inference
 from privacy.accounting import best_attack
-from shared import weights
 from shared.config.experiment import Experiment, Gate
-from shared.device import device_for
+from shared.models.device import device_for
 
 ENOUGH = 200  # patients on either side, for the upper end of the membership interval
 
@@ -44,11 +43,10 @@ def judge(asked: Question, cohort: list[Patient]) -> dict[str, Any]:
         for p in np.unique(images["heldout-patient"])
         for mine in [images["heldout-patient"] == p]
     ]
-    base = weights.load_base(experiment.base, experiment.network, experiment.classes).to(device)
-    model = model_of(experiment, asked.received).to(device)
+    base, model = (model_of(experiment, received).to(device) for received in ({}, asked.received))
     gained = []
     for group in (cohort, heldout):
-        before, after = (np.array(private_statistics.losses(m, group, experiment, draws=1)) for m in (base, model))
+        before, after = (np.array(private_statistics.losses(m, group, experiment, times=1)) for m in (base, model))
         gained.append(before - after)
     return check(images["proposed"], cohort, heldout, gained[0], gained[1], experiment)
 

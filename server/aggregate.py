@@ -35,10 +35,10 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum, MultiKrum
 from torch import Tensor
 
-from shared import weights
 from shared.config.experiment import Federation
 from shared.errors import ConfigError, FederationError, MessageError, WeightsError
 from shared.messages import TrainReply
+from shared.models import weights
 
 Tensors = dict[str, Tensor]
 FIXED_POINT = 2.0**36

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from shared import weights
 from shared.durable import write_bytes
+from shared.models import weights
 
 
 def save(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> str:

@@ -29,12 +29,13 @@ from server.release.release_vote import propose
 from server.strategy import Strategy, largest_update
 from server.superlink.nodes import names
 from server.trackers import trackers
-from shared import weights
+from shared.adapters.base import attach
 from shared.config.experiment import Experiment
-from shared.device import device_for
 from shared.durable import write_bytes
 from shared.journal.journal import configuration
-from shared.network import Model
+from shared.models import weights
+from shared.models.base import GenerativeModel
+from shared.models.device import device_for
 
 SELECTION_METRIC = "FD-efflite0"
 
@@ -49,8 +50,8 @@ def coordinate(grid: Grid, experiment: Experiment, out: Path) -> None:
     events = Events(out / "events.jsonl", partial(journal.from_event, out.parent), *trackers(out))
     hashed = configuration(experiment)
     device = device_for(experiment.performance)
-    model = weights.load_base(experiment.base, experiment.network, experiment.classes).to(device)
-    trainable = model.trainable(experiment.training.trainable)
+    model = weights.load_base(experiment.base, experiment.model, experiment.classes).to(device)
+    trainable = attach(model, experiment.training.trainable)
     tensors: Tensors = {name: p.detach().cpu().clone() for name, p in trainable.items()}
     heldout = Heldout.load(out / "heldout.npz")
     evaluator = Evaluator(
@@ -120,7 +121,7 @@ def coordinate(grid: Grid, experiment: Experiment, out: Path) -> None:
 def _evaluate(
     number: int,
     tensors: Tensors,
-    model: Model,
+    model: GenerativeModel,
     experiment: Experiment,
     evaluator: Evaluator,
     heldout: Heldout,

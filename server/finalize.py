@@ -20,13 +20,13 @@ from server.events import read as read_events
 from server.release import gate, release, seal
 from server.release.release_vote import answers, proposed
 from server.summary import write_summary
-from shared import weights
 from shared.config.experiment import Experiment
 from shared.config.loading import read as read_config
 from shared.crypto import signing
-from shared.device import device_for
 from shared.durable import write_bytes
 from shared.errors import DataError, FederationError, ReleaseRefused
+from shared.models import weights
+from shared.models.device import device_for
 
 SIGNING_KEY = "release.key.pem"
 VERSIONS = ("fedsynth", "flwr", "torch", "diffusers", "opacus", "dp-accounting", "pydicom", "torchmetrics")
@@ -127,7 +127,7 @@ def publish(
         journal.write(out, "release_refused", failed=[formal[0].name], reason=formal[0].detail)
         raise ReleaseRefused(formal[0].detail)  # before thousands of images are drawn for nothing
     device = device_for(experiment.performance)
-    model = weights.load_base(experiment.base, experiment.network, experiment.classes).to(device)
+    model = weights.load_base(experiment.base, experiment.model, experiment.classes).to(device)
     drawn = proposed(server, experiment, model, progress)
     verdict = gate.judge(
         drawn,

@@ -8,9 +8,10 @@ import torch
 
 from privacy import noisy_statistics
 from privacy.accounting import Event, epsilon, noise_multiplier_for, nsr
+from shared.adapters.base import attach
 from shared.config.experiment import Experiment
 from shared.errors import PrivacyError
-from shared.network import Model
+from shared.models import weights
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Plan:
 def plan(experiment: Experiment, *, force: bool = False) -> Plan:
     """Calibrate the noise. PrivacyError when it would drown the signal (`privacy.max_nsr`), unless forced."""
     with torch.device("meta"):  # sizes alone: the weights need not be there to plan
-        model = Model(experiment.network, tuple(experiment.classes), experiment.classes)
-    trainable = sum(p.numel() for p in model.trainable(experiment.training.trainable).values())
+        model = weights.build(experiment.model, tuple(experiment.classes), experiment.classes)
+        trainable = sum(p.numel() for p in attach(model, experiment.training.trainable).values())
     total = sum(p.numel() for p in model.parameters())
     privacy, steps = experiment.privacy, experiment.training.rounds * experiment.training.steps
     if privacy.epsilon is None:

@@ -118,7 +118,7 @@ def unpack_proposal(content: RecordDict) -> tuple[Experiment, ArrayRecord, dict[
     if not isinstance(record, ArrayRecord):
         raise MessageError("the proposal has no images")
     only(record, {"proposed", "heldout", "heldout-patient", "heldout-label"}, "the proposal's images")
-    size, counts = experiment.network.image_size, [count(record[name]) for name in ("proposed", "heldout")]
+    size, counts = experiment.model.image_size, [count(record[name]) for name in ("proposed", "heldout")]
     kinds = {
         "proposed": ("uint8", (counts[0], size, size)),
         "heldout": ("uint8", (counts[1], size, size)),

@@ -29,14 +29,13 @@ from privacy.accounting import Attack, Event
 from privacy.copies import Copies, Group, Nearness
 from privacy.membership_inference import Membership
 from server import checkpoint
-from shared import weights
 from shared.config.experiment import Experiment
 from shared.config.loading import read
-from shared.device import device_for
-from shared.diffusion import sample
 from shared.durable import write_bytes
 from shared.errors import ConfigError, DataError
-from shared.network import Model
+from shared.models import weights
+from shared.models.base import GenerativeModel, Sampling
+from shared.models.device import device_for
 from simulations import audit_plots, phantoms
 
 BESIDE = 8  # patients among whom the canaries hide; how many, and who, does not change what a canary reveals
@@ -101,7 +100,7 @@ def run(
     if finished is not None:
         _check(experiment, finished)
     device = device_for(experiment.performance)
-    model = weights.load_base(experiment.base, experiment.network, experiment.classes).to(device)
+    model = weights.load_base(experiment.base, experiment.model, experiment.classes).to(device)
     rng = np.random.default_rng(experiment.seed)
     with progress("canaries: training again and again") as tell:
         beside = people(experiment, rng, BESIDE, BESIDE_SLICES)
@@ -137,7 +136,7 @@ def run(
 
 
 def attack(
-    model: Model, source: Material, experiment: Experiment, progress: Callable[[str], Any]
+    model: GenerativeModel, source: Material, experiment: Experiment, progress: Callable[[str], Any]
 ) -> tuple[dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]], dict[str, Membership]]:
     """Scores of members and non-members by each attack, and their figures."""
     with progress("membership inference") as tell:
@@ -151,11 +150,11 @@ def attack(
 
 def people(experiment: Experiment, rng: np.random.Generator, count: int, slices: int) -> list[Patient]:
     """Phantoms as patients, with the experiment's classes in turn."""
-    images, _ = phantoms.cohort(rng, count, slices, experiment.network.image_size)
+    images, _ = phantoms.cohort(rng, count, slices, experiment.model.image_size)
     return [Patient(f"phantom-{i:03d}", i % len(experiment.classes), x) for i, x in enumerate(images)]
 
 
-def _rehearsed(model: Model, experiment: Experiment, rng: np.random.Generator, tell: Tell) -> Material:
+def _rehearsed(model: GenerativeModel, experiment: Experiment, rng: np.random.Generator, tell: Tell) -> Material:
     each = min(PATIENTS, experiment.cohort.patients_per_site)
     everyone = people(experiment, rng, 2 * each, experiment.cohort.slices_per_patient)
     members, nonmembers = everyone[:each], everyone[each:]
@@ -172,7 +171,7 @@ def _check(experiment: Experiment, folder: Path) -> None:
         raise ConfigError(f"{folder} holds a run with other settings; audit {folder / 'experiment.json'} instead")
 
 
-def _finished(model: Model, experiment: Experiment, folder: Path) -> Material:
+def _finished(model: GenerativeModel, experiment: Experiment, folder: Path) -> Material:
     """What a simulation left behind."""
     members = [p for site in sorted((folder / "sites").iterdir()) for p in dataset.load(site / "cohort")]
     nonmembers = dataset.load(folder / "heldout" / "cohort")
@@ -188,17 +187,10 @@ def _finished(model: Model, experiment: Experiment, folder: Path) -> Material:
     return Material(members, nonmembers, states, _draw(model, experiment, lambda _, __: None))
 
 
-def _draw(model: Model, experiment: Experiment, tell: Tell) -> NDArray[np.uint8]:
+def _draw(model: GenerativeModel, experiment: Experiment, tell: Tell) -> NDArray[np.uint8]:
     labels = torch.arange(IMAGES) % len(experiment.classes)
     settings = experiment.release
-    x_N1HW = sample(
-        model.eval(),
-        labels,
-        rng=torch.Generator().manual_seed(experiment.seed),
-        sampler=settings.sampler,
-        steps=settings.sampler_steps,
-        guidance=settings.guidance,
-        batch=experiment.performance.sampling_batch // 4,
-        progress=tell,
-    )
+    batch = experiment.performance.sampling_batch // 4
+    sampling = Sampling(settings.sampler, settings.sampler_steps, settings.guidance, batch)
+    x_N1HW = model.eval().sample(labels, torch.Generator().manual_seed(experiment.seed), sampling, tell)
     return np.asarray(((x_N1HW[:, 0] + 1) * 127.5).round().to(torch.uint8).numpy())

@@ -11,21 +11,20 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.diffusion import sample
 from shared.durable import write_bytes
-from shared.network import Model
+from shared.models.base import GenerativeModel, Sampling
 from simulations import phantoms
 
 COLUMNS, SAMPLER_STEPS = 12, 20
 
 
-def write_card(model: Model, about: dict[str, Any], path: Path, seed: int) -> None:
+def write_card(model: GenerativeModel, about: dict[str, Any], path: Path, seed: int) -> None:
     """Write the card beside the weights at `path`: what they are, how they were made, and what they draw."""
     write_bytes(path.with_suffix(".json"), (json.dumps(about, indent=2) + "\n").encode())
     real, _ = phantoms.cohort(np.random.default_rng(seed + 2), COLUMNS, 3, model.settings.image_size)
     labels = torch.arange(len(phantoms.CLASSES)).repeat_interleave(COLUMNS)
     rng = torch.Generator().manual_seed(seed)
-    drawn = sample(model, labels, rng=rng, sampler="dpm++", steps=SAMPLER_STEPS)
+    drawn = model.sample(labels, rng, Sampling(steps=SAMPLER_STEPS))
     bytes_NHW = ((drawn[:, 0] + 1) * 127.5).round().to(torch.uint8).numpy()
     rows = [_row(real[:, 1]), *(_row(bytes_NHW[i * COLUMNS : (i + 1) * COLUMNS]) for i in range(len(phantoms.CLASSES)))]
     Image.fromarray(np.concatenate(rows)).save(path.with_suffix(".png"))
@@ -40,7 +39,7 @@ def _words(about: dict[str, Any], name: str) -> str:
     training, versions, size = (
         json.dumps(about["training"], indent=2),
         about["versions"],
-        about["network"]["image_size"],
+        about["model"]["image_size"],
     )
     made = f"`{about['command']}`, {about['cpu_minutes']:g} CPU minutes on {about['device']}, torch {versions['torch']}"
     return f"""# The public base `{name}`

@@ -47,9 +47,9 @@ TINY = """
 name: tiny
 data: phantoms
 base: none
-network: {image_size: 32, channels: [16, 32], groups: 4, latents: 4, encoder_channels: 8}
+model: {image_size: 32, channels: [16, 32], groups: 4, latents: 4, encoder_channels: 8}
 cohort: {sites: 1, patients_per_site: 2, heldout_patients: 2, slices_per_patient: 6}
-training: {trainable: adapter, rounds: 1, steps: 2}
+training: {trainable: appearance, rounds: 1, steps: 2}
 privacy: {epsilon: 4, max_nsr: 100}
 evaluation: {samples: 24, sampler_steps: 2, bootstrap: 20}
 """

@@ -85,7 +85,7 @@ def _phantom_site(experiment: Experiment, name: str, index: int, out: Path, pati
             folder,
             rng,
             patients=patients,
-            size=experiment.network.image_size,
+            size=experiment.model.image_size,
             look=look,
             mix=mix,
             planted=name == experiment.cohort.planted,

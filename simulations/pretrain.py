@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from shared import weights
-from shared.appearance import statistics
-from shared.config.experiment import Network, Performance
+from shared.config.experiment import Performance
 from shared.config.record import Positive, PositiveFloat, Record
-from shared.device import device_for, precision
-from shared.diffusion import Process
-from shared.network import Model
+from shared.models import weights
+from shared.models.device import device_for, precision
+from shared.models.diffusion import Process
+from shared.models.pixel_diffusion import PixelDiffusion, PixelDiffusionSettings
 from simulations import phantoms
 from simulations.base_card import write_card
 
@@ -48,7 +47,7 @@ class Phase(Record):
 
 
 class Pretraining(Record):
-    """Settings of a base. `condition_dropout`: probability of hiding label and latent together, for guidance."""
+    """PixelDiffusionSettings of a base. `condition_dropout`: probability of hiding label and latent together, for guidance."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     seed: Annotated[int, Field(ge=0)] = 0
@@ -61,7 +60,7 @@ class Pretraining(Record):
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     checkpoint_every: Positive = 250
-    network: Network = Network()
+    model: PixelDiffusionSettings = PixelDiffusionSettings()
     performance: Performance = Performance(precision="bfloat16")
 
     @property
@@ -83,7 +82,7 @@ def pretrain(settings: Pretraining, out: Path) -> Path:
     """Train, and write OUT/NAME.safetensors (fp16) and OUT/NAME.json (its card). Returns the weights' path."""
     # Set up
     device = device_for(settings.performance)
-    model = Model(settings.network, phantoms.CLASSES).to(device)
+    model = PixelDiffusion(settings.model, phantoms.CLASSES).to(device)
     torch.manual_seed(settings.seed)
     for module in model.modules():
         if hasattr(module, "reset_parameters"):
@@ -122,9 +121,10 @@ def pretrain(settings: Pretraining, out: Path) -> Path:
                 z = mean + log_std.exp() * torch.randn(mean.shape, device=device, generator=rng)
                 loss = process.losses(
                     model.denoiser,
-                    x,
+                    model.codec.encode(x),
                     label_N[pick].to(device),
                     z,
+                    noise=lambda x=x, rng=rng: model.codec.noise(tuple(x.shape), rng, device),  # type: ignore[misc]
                     condition_dropout=settings.condition_dropout,
                     label_dropout=phase.label_dropout,
                     rng=rng,
@@ -156,7 +156,7 @@ def pretrain(settings: Pretraining, out: Path) -> Path:
 
 def _finish(
     settings: Pretraining,
-    model: Model,
+    model: PixelDiffusion,
     out: Path,
     cpu_s: float,
     device: torch.device,
@@ -165,22 +165,18 @@ def _finish(
     model.eval()
     patients, slices = 1000, 12  # whole stacks, because the prior knows the level in the stack
     rng = np.random.default_rng(settings.seed + 1)
-    stacks, labels = phantoms.cohort(rng, patients, slices, settings.network.image_size)
-    with torch.no_grad():
-        x = torch.from_numpy(stacks).flatten(0, 1)
-        z = torch.cat([model.encoder(b.to(device).float()[:, None] / 127.5 - 1)[0].cpu() for b in x.split(256)])
-        s = torch.cat([statistics(b.float()[:, None] / 127.5 - 1) for b in x.split(256)])
-    model.cpu().prior.fit(z.unflatten(0, (patients, slices)), torch.from_numpy(labels))
-    model.appearance.fit(s, torch.from_numpy(labels).repeat_interleave(slices))
+    stacks, labels = phantoms.cohort(rng, patients, slices, settings.model.image_size)
+    model.fit_public(torch.from_numpy(stacks)[:, :, None], torch.from_numpy(labels))
+    model.cpu()
     path = out / f"{settings.name}.safetensors"
     digest = weights.write(path, {k: t.half() for k, t in model.state_dict().items()})
     about = {
         "name": settings.name,
         "sha256": digest,
         "labels": list(phantoms.CLASSES),
-        "network": settings.network.model_dump(mode="json"),
+        "model": settings.model.model_dump(mode="json"),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "training": settings.model_dump(mode="json", exclude={"network"}),
+        "training": settings.model_dump(mode="json", exclude={"model"}),
         "data": "public digital phantoms drawn from the MNI152 tissue maps inside nilearn; no patient, no private data",
         "cpu_minutes": round(cpu_s / 60, 1),
         "device": device.type,
@@ -199,11 +195,11 @@ def _pool(settings: Pretraining, out: Path) -> tuple[NDArray[np.uint8], NDArray[
             return arrays["x_PSHW"], arrays["label_P"]
     rng = np.random.default_rng(settings.seed)
     labels = rng.integers(len(phantoms.CLASSES), size=settings.patients)
-    images = np.empty((settings.patients, settings.slices_per_patient, *[settings.network.image_size] * 2), np.uint8)
+    images = np.empty((settings.patients, settings.slices_per_patient, *[settings.model.image_size] * 2), np.uint8)
     with Progress(TextColumn("drawing phantoms"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
         for i in bar.track(range(settings.patients)):
             phantom = phantoms.draw(rng, phantoms.CLASSES[labels[i]])
-            images[i] = phantoms.render(phantom, settings.slices_per_patient, settings.network.image_size)
+            images[i] = phantoms.render(phantom, settings.slices_per_patient, settings.model.image_size)
     out.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp.npz")
     np.savez(temporary, x_PSHW=images, label_P=labels)
@@ -213,7 +209,7 @@ def _pool(settings: Pretraining, out: Path) -> tuple[NDArray[np.uint8], NDArray[
 
 def _save(
     state: Path,
-    model: Model,
+    model: PixelDiffusion,
     ema: dict[str, torch.Tensor],
     optimizer: torch.optim.Adam,
     parameters: list[torch.nn.Parameter],
@@ -230,7 +226,7 @@ def _save(
 
 def _restore(
     state: Path,
-    model: Model,
+    model: PixelDiffusion,
     ema: dict[str, torch.Tensor],
     optimizer: torch.optim.Adam,
     parameters: list[torch.nn.Parameter],

@@ -21,13 +21,13 @@ from server.evaluation.evaluate import Heldout
 from server.plan import plan
 from server.reports.report import write_report
 from server.superlink.follow import Follow, progress
-from shared import weights
 from shared.config.experiment import Experiment
 from shared.config.loading import read
 from shared.config.site import Site
-from shared.device import check_memory, device_for
 from shared.durable import write_bytes
 from shared.errors import ConfigError, ReleaseRefused
+from shared.models import weights
+from shared.models.device import check_memory, device_for
 from simulations import hospitals
 from simulations.federation import federate
 
@@ -57,18 +57,11 @@ def simulate(
     names = [site.name for site in experiment.sites] or map(hospitals.site_name, range(experiment.cohort.sites))
     check_weights(experiment.federation, list(names))
     work = plan(experiment)
-    weights.load_base(experiment.base, experiment.network, experiment.classes)  # refuses here rather than in every app
+    model = weights.load_base(experiment.base, experiment.model, experiment.classes)  # refuses here, not in every app
     settings = experiment.training
-    images = (
-        settings.slices * settings.draws if settings.trainable == "full" else experiment.performance.sampling_batch // 4
-    )
-    check_memory(
-        experiment.network,
-        images,
-        work.total_parameters,
-        device,
-        2 if experiment.performance.precision == "bfloat16" else 4,
-    )
+    alone = settings.trainable == "appearance"  # then drawing is what takes most
+    images = experiment.performance.sampling_batch // 4 if alone else settings.slices * settings.draws
+    check_memory(model.training_bytes(images, 2 if experiment.performance.precision == "bfloat16" else 4), device)
     _claim(experiment, out)
     private = (
         f"epsilon {work.epsilon:.3f} per patient (delta {experiment.privacy.delta:g}), noise multiplier "
@@ -138,7 +131,7 @@ def _ingest(site: Site, experiment: Experiment, work: Path, console: Console) ->
         report = ingest(
             site,
             classes=list(experiment.classes),
-            image_size=experiment.network.image_size,
+            image_size=experiment.model.image_size,
             slices_per_patient=experiment.cohort.slices_per_patient,
             work=work,
             progress=lambda done, total: bar.update(task, completed=done, total=total),

@@ -192,7 +192,7 @@ def federation(folder: Path, experiment: Experiment, **settings: object) -> Iter
         ingest(
             site,
             classes=list(experiment.classes),
-            image_size=experiment.network.image_size,
+            image_size=experiment.model.image_size,
             slices_per_patient=experiment.cohort.slices_per_patient,
             work=folder / "work" / site.name,
         )

@@ -24,14 +24,13 @@ from torch import Tensor
 
 from server.release import watermark
 from shared.config.experiment import Evaluation, Performance, Release
-from shared.device import precision
-from shared.diffusion import sample
 from shared.durable import write_bytes
-from shared.network import Model
+from shared.models.base import GenerativeModel, Sampling
+from shared.models.device import precision
 
 
 def draw(
-    model: Model,
+    model: GenerativeModel,
     label_N: Tensor,
     settings: Evaluation | Release,
     performance: Performance,
@@ -43,19 +42,11 @@ def draw(
     model.eval()
     device = next(model.parameters()).device
     if performance.compile and device.type == "cuda":
-        model.denoiser.compile()  # in place and once; later calls find it done
+        model.accelerate()
     with precision(performance, device):
-        x_N1HW = sample(
-            model,
-            label_N,
-            rng=torch.Generator().manual_seed(seed),
-            sampler=settings.sampler,
-            steps=settings.sampler_steps,
-            guidance=settings.guidance,
-            batch=performance.sampling_batch,
-            progress=progress,
-        )
-    images: NDArray[np.uint8] = ((x_N1HW[:, 0].float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+        sampling = Sampling(settings.sampler, settings.sampler_steps, settings.guidance, performance.sampling_batch)
+        x_NCHW = model.sample(label_N, torch.Generator().manual_seed(seed), sampling, progress)
+    images: NDArray[np.uint8] = ((x_NCHW[:, 0].float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
     return images
 
 
@@ -98,7 +89,7 @@ class Draws:
 
 def draw_all(
     folder: Path,
-    model: Model,
+    model: GenerativeModel,
     settings: Release,
     performance: Performance,
     *,

@@ -28,14 +28,14 @@ from shared import messages
 from shared.config.experiment import Experiment
 from shared.durable import write_bytes
 from shared.errors import FederationError, MessageError
-from shared.network import Model
+from shared.models.base import GenerativeModel
 
 ANSWERS = "sites_say.json"
 TIMEOUT_S = 1800.0
 
 
 def proposed(
-    out: Path, experiment: Experiment, model: Model, progress: Callable[[int, int], None] | None = None
+    out: Path, experiment: Experiment, model: GenerativeModel, progress: Callable[[int, int], None] | None = None
 ) -> Draws:
     """The images of the best round, drawn once and for all into the server's folder `out`."""
     best = _best(out)
@@ -54,7 +54,7 @@ def proposed(
 def propose(
     grid: Grid,
     experiment: Experiment,
-    model: Model,
+    model: GenerativeModel,
     nodes: Callable[[Grid], list[int]],
     heldout: Heldout,
     events: Events,

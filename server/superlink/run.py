@@ -20,12 +20,12 @@ from server.plan import plan
 from server.reports.report import write_report
 from server.superlink import jobs, provision
 from server.superlink.follow import Follow, progress
-from shared import weights
 from shared.config.experiment import Experiment
 from shared.config.loading import read
 from shared.durable import write_bytes
 from shared.errors import ConfigError, DataError, FederationError, ReleaseRefused
 from shared.journal.journal import configuration
+from shared.models import weights
 
 POLL_S = 0.5
 
@@ -50,7 +50,7 @@ def run(folder: Path, experiment: Experiment, heldout: Path | None, console: Con
     if path.exists() and read(path, Experiment) != experiment:
         raise ConfigError(f"{out} holds a run with other settings or sites; give the experiment another name")
     plan(experiment)
-    weights.load_base(experiment.base, experiment.network, experiment.classes)
+    weights.load_base(experiment.base, experiment.model, experiment.classes)
     if not (out / "summary.json").exists():
         _ask(folder, out, experiment, heldout)
         write_bytes(path, experiment.model_dump_json(indent=2).encode())

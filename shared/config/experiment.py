@@ -4,17 +4,19 @@ An experiment file holds an `Experiment`; a hospital's own file holds a `Site` (
 key, and a near one where there is one. Privacy and performance settings are two records: the first decide what a patient reveals,
 the second never.
 
-Left out: anything that reads data, and defaults that depend on the machine (see `network.device_for`).
+Left out: anything that reads data, and defaults that depend on the machine (see `models.device.device_for`).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
+from shared.config.model import DEFAULT, ModelSettings, settings_of
 from shared.config.record import Positive, PositiveFloat, Record
 from shared.config.site import Site, SiteName
+from shared.registry import ADAPTERS
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0.01, le=100)]
@@ -40,25 +42,15 @@ class Cohort(Record):
     planted: SiteName | None = None
 
 
-class Network(Record):
-    """The U-Net. `channels` at the resolutions size/2, size/4, ...; attention only at the lowest."""
-
-    image_size: Literal[16, 32, 64, 128, 256] = 64
-    channels: tuple[Positive, ...] = (64, 128, 128)
-    blocks_per_level: Positive = 1
-    latents: Positive = 16
-    encoder_channels: Positive = 32
-    groups: Positive = 16
-
-
 class Training(Record):
     """The local loop. One patient is one micro-batch: `slices` x `draws` noised slices, one gradient.
 
+    trainable   which parameters a site trains and sends: the name of an adapter (shared/adapters/)
     steps       optimiser steps a round
     condition_dropout  probability that a draw hides label and latent, so that guidance works
     """
 
-    trainable: Literal["adapter", "full"] = "adapter"
+    trainable: str = "appearance"
     rounds: Positive = 4
     steps: Positive = 3
     slices: Positive = 4
@@ -211,6 +203,7 @@ class Experiment(Record):
     data      "phantoms", a folder class/patient/*.png|jpg, or "sites" when `sites` lists real ones
     classes   the labels in order; each maps to a label of the base ("healthy", ...) or to "any" (no label)
     base      name of a shipped base, or a path to base weights, or "none" (random start; full training only)
+    model     what is trained: its `kind`, and that kind's own settings (shared/models/)
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
@@ -222,13 +215,39 @@ class Experiment(Record):
     base: str = "phantoms-64"
     sites: tuple[Site, ...] = ()
     cohort: Cohort = Cohort()
-    network: Network = Network()
     training: Training = Training()
     privacy: Privacy = Privacy()
     federation: Federation = Federation()
     performance: Performance = Performance()
     evaluation: Evaluation = Evaluation()
     release: Release = Release()
+    model: SerializeAsAny[ModelSettings] = Field(default_factory=dict, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and "network" in tree:
+            raise ValueError("`network` is called `model` now: the same keys, and `kind: pixel-diffusion`")
+        training = tree.get("training") if isinstance(tree, dict) else None
+        if isinstance(training, dict) and training.get("trainable") == "adapter":
+            raise ValueError("`training.trainable: adapter` is called `appearance` now")
+        # An unknown key is an error by itself: no kind of model is loaded for its sake
+        whole = not isinstance(tree, dict) or set(tree) <= set(cls.model_fields)
+        return tree if whole else {**tree, "model": ModelSettings(kind=DEFAULT)}
+
+    @classmethod
+    def upgraded(cls, tree: dict[str, Any]) -> dict[str, Any]:
+        """Version 0.1: `network`, without a kind, and the adapter's old name."""
+        tree = {("model" if key == "network" else key): value for key, value in tree.items()}
+        if tree.get("training", {}).get("trainable") == "adapter":
+            tree["training"] = tree["training"] | {"trainable": "appearance"}
+        return tree
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _of_its_kind(cls, tree: object, info: ValidationInfo) -> ModelSettings:
+        """Last of all: a slip elsewhere in the file is said at once, without loading torch."""
+        return settings_of(tree) if set(cls.model_fields) - {"model"} <= set(info.data) else ModelSettings(kind=DEFAULT)
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
@@ -237,6 +256,10 @@ class Experiment(Record):
         if len({site.name for site in self.sites}) != len(self.sites):
             raise ValueError("two sites have the same name; give each its own")
         unknown = sorted(set(self.federation.weights) - {site.name for site in self.sites})
+        if self.training.trainable not in ADAPTERS.names():
+            raise ValueError(
+                f"`training.trainable` is `{self.training.trainable}`; there are {', '.join(ADAPTERS.names())}"
+            )
         if self.sites and unknown:
             raise ValueError(f"`federation.weights` names `{unknown[0]}`, which is no site of the experiment")
         return self

@@ -43,6 +43,8 @@ def read(path: Path, kind: type[R], overrides: dict[str, Any] | None = None) -> 
         for parent in parents:
             branch = branch.setdefault(parent, {})
         branch[leaf] = value
+    if path.suffix == ".json":  # written by us, perhaps by an older version
+        tree = kind.upgraded(tree)
     return validate(tree, kind, source=str(path))
 
 
@@ -51,10 +53,10 @@ def validate(tree: dict[str, Any], kind: type[R], source: str) -> R:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(error, kind)}") from error
+        raise ConfigError(f"{source}: {explain(error, kind)}") from error
 
 
-def _explain(error: ValidationError, kind: type[Record]) -> str:
+def explain(error: ValidationError, kind: type[Record]) -> str:
     first = error.errors()[0]
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from shared.config.record import Positive, PositiveFloat, Record
+from shared.registry import ADAPTERS, MODELS
 
 
 class Policy(Record):
     """What one hospital permits, beyond its budget. Only its own file can say so; nothing that arrives widens it.
 
     rounds, steps   the most of one run; steps are counted over all its rounds
-    trainable       the parts of the network whose update may leave
+    models          kinds of model that may be trained, by name; empty: any that the approved code holds
+    parts           what may be trained of it, and leave, by the name of its adapter; empty: any that the approved code holds
     bases           bases that may be trained on, by name; empty: any that is installed here
     megabytes       the most that one message may hold, in either direction
     signatures      how many different signers must have approved an app bundle before it may run
@@ -22,7 +24,7 @@ class Policy(Record):
     learning_rate   the largest
     weight          the largest absolute value of a received weight
     pictures        the most slices times draws of one patient in a step: what a step costs, in time and memory
-    parameters      the most numbers that a network may have
+    parameters      the most numbers that a model may have
     smallest_noise  the smallest noise multiplier of a step or a figure; without a cap on epsilon it does not apply
     smallest_rate   the smallest sampling rate: a hostile plan hides its cost in events that hardly ever happen
     answer_every_s  answers leave at whole multiples of so many seconds after their request came, so that the time of an answer does
@@ -36,7 +38,8 @@ class Policy(Record):
 
     rounds: Positive = 100
     steps: Positive = 10_000
-    trainable: tuple[Literal["adapter", "full"], ...] = ("adapter", "full")
+    models: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
     bases: tuple[str, ...] = ()
     megabytes: Positive = 1000
     largest_norm: PositiveFloat = 1e3
@@ -51,6 +54,21 @@ class Policy(Record):
     signers: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = ()
     app_network: Literal["none", "host"] = "none"
     app_files: Literal["own", "host"] = "own"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and "trainable" in tree:
+            raise ValueError("`trainable` is called `parts` now, and the part `adapter` is called `appearance`")
+        return tree
+
+    @model_validator(mode="after")
+    def _known(self) -> Policy:
+        for key, room, named in (("models", MODELS, self.models), ("parts", ADAPTERS, self.parts)):
+            unknown = sorted(set(named) - set(room.names()))
+            if unknown:
+                raise ValueError(f"`{key}` names `{unknown[0]}`; there are {', '.join(room.names())}")
+        return self
 
     @model_validator(mode="after")
     def _reachable(self) -> Policy:

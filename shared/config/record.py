@@ -5,7 +5,7 @@ Left out: the records themselves (`shared.config.experiment`, `shared.config.pac
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,3 +17,8 @@ class Record(BaseModel):
     """A frozen record in which an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def upgraded(cls, tree: dict[str, Any]) -> dict[str, Any]:
+        """What an older version of ours wrote, in today's names."""
+        return tree

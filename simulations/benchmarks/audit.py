@@ -23,9 +23,9 @@ from client.cli import progress
 from privacy import audit
 from privacy.noise import SecureRandom
 from privacy.sgd import PatientOptimizer, clipped_sum, private_step
-from shared import weights
 from shared.config.experiment import Experiment
 from shared.config.loading import read
+from shared.models import weights
 from simulations.audit import people
 
 CONFIG = Path("configs/demo.yaml")
@@ -50,7 +50,7 @@ def main() -> None:
         table.add_column(column)
     for rate in (1.0, 0.25):
         experiment = read(CONFIG, Experiment, {"privacy.sampling_rate": rate})
-        model = weights.load_base(experiment.base, experiment.network, experiment.classes)
+        model = weights.load_base(experiment.base, experiment.model, experiment.classes)
         cohort = people(experiment, rng, 4, 2)
         claim = audit_run.stated(experiment)
         for name, (step, sampler) in faults.items():

@@ -31,9 +31,9 @@ from torch import Tensor
 
 from privacy.noise import SecureRandom
 from privacy.sgd import PatientOptimizer, private_step
-from shared.config.experiment import Network
-from shared.diffusion import Process
-from shared.network import Model
+from shared.adapters.base import attach
+from shared.models.diffusion import Process
+from shared.models.pixel_diffusion import PixelDiffusion, PixelDiffusionSettings
 
 SLICES, DRAWS = 4, 4
 
@@ -45,14 +45,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.manual_seed(0)
-    network = Network(image_size=options.size)
+    settings = PixelDiffusionSettings(image_size=options.size)
     patients = [torch.rand(SLICES, 1, options.size, options.size) * 2 - 1 for _ in range(options.patients)]
     noise = TimedNoise()
     variants: dict[str, Callable[[], None]] = {
-        "plain (floor)": _ours(network, patients, None),
-        "per patient, private": _ours(network, patients, noise),
-        "Opacus hooks, per slice": _hooks(network, patients),
-        "Opacus ghost, per slice": _ghost(network, patients),
+        "plain (floor)": _ours(settings, patients, None),
+        "per patient, private": _ours(settings, patients, noise),
+        "Opacus hooks, per slice": _hooks(settings, patients),
+        "Opacus ghost, per slice": _ghost(settings, patients),
     }
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     memory: dict[str, list[float]] = {name: [] for name in variants}
@@ -86,11 +86,19 @@ def main() -> None:
     Console().print(f"noise: {share:.1%} of the private step of {options.patients} patients; less with more patients")
 
 
-def _losses(model: Model, process: Process, x_S1HW: Tensor) -> Tensor:
+def _losses(model: PixelDiffusion, process: Process, x_S1HW: Tensor) -> Tensor:
     """Of every draw of the slices, (S DRAWS,)."""
     x = x_S1HW.repeat_interleave(DRAWS, 0)
     label = torch.zeros(len(x), dtype=torch.long)
-    return process.losses(model.denoiser, x, label, torch.zeros(len(x), model.settings.latents), condition_dropout=0.1)
+    shape, z = tuple(x.shape), torch.zeros(len(x), model.settings.latents)
+    return process.losses(
+        model.denoiser,
+        model.codec.encode(x),
+        label,
+        z,
+        noise=lambda: model.codec.noise(shape, None, x.device),
+        condition_dropout=0.1,
+    )
 
 
 class TimedNoise(SecureRandom):
@@ -105,10 +113,10 @@ class TimedNoise(SecureRandom):
         return drawn
 
 
-def _ours(network: Network, patients: list[Tensor], noise: SecureRandom | None) -> Callable[[], None]:
+def _ours(settings: PixelDiffusionSettings, patients: list[Tensor], noise: SecureRandom | None) -> Callable[[], None]:
     """Our own step: private with a source of noise, else without clipping and noise."""
-    model, process = Model(network, ("a",)), Process()
-    parameters = [p for p in model.trainable("full").values() if p.requires_grad]
+    model, process = PixelDiffusion(settings, ("a",)), Process()
+    parameters = [p for p in attach(model, "full").values() if p.requires_grad]
     optimizer = PatientOptimizer(
         torch.optim.SGD(parameters, lr=1e-4),
         noise_multiplier=1.0 if noise else 0.0,
@@ -122,11 +130,11 @@ def _ours(network: Network, patients: list[Tensor], noise: SecureRandom | None) 
     )
 
 
-def _hooks(network: Network, patients: list[Tensor]) -> Callable[[], None]:
+def _hooks(settings: PixelDiffusionSettings, patients: list[Tensor]) -> Callable[[], None]:
     """Per-sample gradients of all slices and draws at once, as Opacus keeps them; clipping and noise would come on top."""
     warnings.simplefilter("ignore")  # Opacus and torch warn about backward hooks on every step
-    model, process = Model(network, ("a",)), Process()
-    model.trainable("full")
+    model, process = PixelDiffusion(settings, ("a",)), Process()
+    attach(model, "full")
     model.denoiser = GradSampleModule(model.denoiser, strict=False)
     model.denoiser.any_label = 1
 
@@ -138,10 +146,10 @@ def _hooks(network: Network, patients: list[Tensor]) -> Callable[[], None]:
     return step
 
 
-def _ghost(network: Network, patients: list[Tensor]) -> Callable[[], None]:
+def _ghost(settings: PixelDiffusionSettings, patients: list[Tensor]) -> Callable[[], None]:
     """Norms without gradients, then a second backward pass of the weighted losses (Li et al. 2022, arXiv 2110.05679)."""
-    model, process = Model(network, ("a",)), Process()
-    model.trainable("full")
+    model, process = PixelDiffusion(settings, ("a",)), Process()
+    attach(model, "full")
     wrapped = GradSampleModuleFastGradientClipping(model.denoiser, strict=False, max_grad_norm=1.0)
     model.denoiser = wrapped
     model.denoiser.any_label = 1

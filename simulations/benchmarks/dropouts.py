@@ -41,10 +41,11 @@ from server.events import Events, read
 from server.ledgers import Ledgers
 from server.plan import plan
 from server.strategy import Strategy, largest_update
-from shared import weights
+from shared.adapters.base import attach
 from shared.config.experiment import Experiment
 from shared.config.site import Site
 from shared.errors import FedsynthError
+from shared.models import weights
 from simulations.fake_grid import Clock, MemoryGrid, inside_a_run
 
 WAYS = ("away", "silent", "late", "lost", "failing", "broken")
@@ -95,7 +96,7 @@ def once(out: Path, rounds: int, sites: int, rate: float, rng: random.Random) ->
             "base": "none",
             "network": {"image_size": SIZE, "channels": (8, 16), "groups": 4, "latents": 4, "encoder_channels": 8},
             "cohort": {"sites": sites, "patients_per_site": PATIENTS},
-            "training": {"trainable": "adapter", "rounds": rounds, "steps": 2},
+            "training": {"trainable": "appearance", "rounds": rounds, "steps": 2},
             "privacy": {"epsilon": 4, "max_nsr": 1e6},
             "federation": {"minimum_sites": 1, "deadline_s": 60, "join_timeout_s": 10},
         }
@@ -126,8 +127,8 @@ def once(out: Path, rounds: int, sites: int, rate: float, rng: random.Random) ->
         told.append(set(well))
         draw()
 
-    model = weights.load_base("none", experiment.network, experiment.classes)
-    tensors = {name: p.detach().clone() for name, p in model.trainable("adapter").items()}
+    model = weights.load_base("none", experiment.model, experiment.classes)
+    tensors = {name: p.detach().clone() for name, p in attach(model, "appearance").items()}
     noise = plan(experiment).noise_multiplier
     events = Events(out / "events.jsonl")
     strategy = Strategy(

@@ -24,10 +24,10 @@ from client import audit_run
 from client.dataset import Patient
 from privacy import membership_inference
 from privacy.accounting import best_attack, gdp_mu
-from shared import weights
 from shared.config.experiment import Experiment
 from shared.durable import write_bytes
 from shared.errors import DataError
+from shared.models import weights
 from simulations import audit_plots
 
 EPSILON, SIZE, SLICES = 8.0, 32, 8
@@ -90,11 +90,11 @@ def attack(
     names: list[str], people: list[Patient], training: dict[str, Any], privacy: dict[str, Any]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Train on the members as one site; scores of members and of others by each attack."""
-    tree = {"name": "membership", "base": "none", "classes": dict.fromkeys(names, "any"), "network": SMALL}
+    tree = {"name": "membership", "base": "none", "classes": dict.fromkeys(names, "any"), "model": SMALL}
     size = {"cohort": {"patients_per_site": MEMBERS}}
     experiment = Experiment.model_validate({**tree, **size, "training": training, "privacy": privacy})
     noise = 0.0 if experiment.privacy.epsilon is None else audit_run.stated(experiment).noise_multiplier
-    model = weights.load_base("none", experiment.network, experiment.classes)
+    model = weights.load_base("none", experiment.model, experiment.classes)
     states = audit_run.trajectory(model, people[:MEMBERS], experiment, noise_multiplier=noise)
     found = audit_run.evidence(model, states, people, experiment)
     return {kind: (score[:MEMBERS], score[MEMBERS:]) for kind, score in found.items()}

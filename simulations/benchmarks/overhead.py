@@ -97,11 +97,11 @@ from pathlib import Path
 from client import dataset
 from client.train import train
 from privacy import accounting
-from shared import weights
+from shared.models import weights
 from shared.config.experiment import Experiment
 import torch
 experiment = Experiment.model_validate_json(Path(sys.argv[1]).read_text())
-model = weights.load_base(experiment.base, experiment.network, experiment.classes)
+model = weights.load_base(experiment.base, experiment.model, experiment.classes)
 cohort = dataset.load(Path(sys.argv[2]) / "cohort")
 times.append(time.time())
 accounting.epsilon([accounting.Event(1.0, experiment.privacy.sampling_rate, experiment.training.steps)], 1e-5)

@@ -29,11 +29,10 @@ from server.evaluation import features
 from server.evaluation.evaluate import Evaluator
 from server.evaluation.heldout import Heldout
 from server.release.draw import draw
-from shared import weights
-from shared.config.experiment import Evaluation, Network, Performance, Release, Sampler
-from shared.config.loading import validate
+from shared.config.experiment import Evaluation, Performance, Release, Sampler
 from shared.durable import write_bytes
-from shared.network import Model
+from shared.models import weights
+from shared.models.base import GenerativeModel
 from simulations import phantoms
 
 SAMPLERS: tuple[tuple[Sampler, int], ...] = (
@@ -54,8 +53,8 @@ def main() -> None:
     console = Console(width=130)
 
     card = weights.card(options.base)
-    network = validate(card["network"], Network, source="card")
-    model = weights.load_base(options.base, network, {label: label for label in card["labels"]})
+    settings = weights.made_for(options.base)
+    model = weights.load_base(options.base, settings, {label: label for label in card["labels"]})
     drawn: dict[tuple[Sampler, int], list[np.ndarray]] = {key: [] for key in SAMPLERS}
     seconds = dict.fromkeys(SAMPLERS, 0.0)
     for number in range(-(-options.images // PIECE)):
@@ -67,7 +66,7 @@ def main() -> None:
 
     rng = np.random.default_rng(SEED)
     kinds = [phantoms.CLASSES[i % len(phantoms.CLASSES)] for i in range(options.patients)]
-    x_NHW = np.concatenate([_phantom(rng, kind, network.image_size) for kind in kinds])
+    x_NHW = np.concatenate([_phantom(rng, kind, settings.image_size) for kind in kinds])
     heldout = Heldout(x_NHW, np.repeat(np.arange(options.patients), SLICES), np.zeros(len(x_NHW), int))
     images = PIECE * len(drawn[DEFAULT])
     evaluator = Evaluator(heldout, bootstrap=BOOTSTRAP, seed=SEED, samples=images)
@@ -108,7 +107,7 @@ def main() -> None:
 
 
 def piece(
-    folder: Path, model: Model, model_sha256: str, sampler: Sampler, steps: int, number: int
+    folder: Path, model: GenerativeModel, model_sha256: str, sampler: Sampler, steps: int, number: int
 ) -> tuple[np.ndarray, float]:
     """Images (24, H, H) and the CPU seconds they took, read where they were drawn before."""
     plan = json.dumps([model_sha256, sampler, steps, number, PIECE, SEED, torch.__version__])

@@ -19,17 +19,22 @@ from privacy import accounting, noisy_statistics
 from privacy.accounting import Event
 from privacy.ledger import verify
 from privacy.noise import SecureRandom
-from shared import messages, weights
-from shared.config.experiment import Experiment, Network, Statistics
+from shared import messages
+from shared.adapters.base import attach
+from shared.config.experiment import Experiment, Statistics
 from shared.config.loading import read
 from shared.config.site import Site
+from shared.models import weights
+from shared.models.pixel_diffusion import PixelDiffusion, PixelDiffusionSettings
 
 EXPERIMENT = Experiment.model_validate(
     {
         "name": "t",
         "base": "none",
         "classes": {"a": "any", "b": "any"},
-        "network": Network(image_size=16, channels=(8, 16), groups=4, latents=4, encoder_channels=8).model_dump(),
+        "model": PixelDiffusionSettings(
+            image_size=16, channels=(8, 16), groups=4, latents=4, encoder_channels=8
+        ).model_dump(),
         "training": {"rounds": 2, "steps": 2},
         "cohort": {"patients_per_site": 3},
     }
@@ -66,8 +71,8 @@ def ask(
     run: int = 7,
     **spoil: Any,
 ) -> messages.TrainReply | messages.Refusal:
-    model = weights.load_base("none", experiment.network, experiment.classes)
-    tensors = {k: v.detach() + shift for k, v in model.trainable(experiment.training.trainable).items()}
+    model = weights.load_base("none", experiment.model, experiment.classes)
+    tensors = {k: v.detach() + shift for k, v in attach(model, experiment.training.trainable).items()}
     content = messages.pack_request(messages.TrainRequest(experiment, number, noise, tensors | spoil))
     context: Any = SimpleNamespace(
         node_config={"site": str(site / "site.yaml")}, run_config={"experiment": ""}, run_id=run
@@ -122,7 +127,7 @@ def test_an_extra_tensor_is_refused(site: Path) -> None:
 def test_the_budget_is_spent_when_training_fails_and_noise_alone_is_the_answer(
     site: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("client.train.patient_loss", lambda *_: 1 / 0)
+    monkeypatch.setattr(PixelDiffusion, "loss", lambda *_: 1 / 0)
     reply = ask(site)
     assert isinstance(reply, messages.TrainReply)
     assert all(u.abs().sum() > 0 for u in reply.update.values())
@@ -289,7 +294,7 @@ def test_figures_and_training_that_do_not_fit_together_cost_nothing(site: Path) 
 
 
 def test_the_loss_is_that_of_every_patient_and_the_count_is_of_all(site: Path) -> None:
-    model = weights.load_base("none", EXPERIMENT.network, EXPERIMENT.classes)
+    model = weights.load_base("none", EXPERIMENT.model, EXPERIMENT.classes)
     cohort = dataset.load(site / "cohort")
     exact = private_statistics.losses(model, cohort, EXPERIMENT)
     assert len(exact) == 3

@@ -14,14 +14,14 @@ from privacy import audit
 from privacy.membership_inference import auc
 from privacy.noise import SecureRandom
 from privacy.sgd import PatientOptimizer, clipped_sum, private_step
-from shared import weights
-from shared.config.experiment import Experiment, Network
+from shared.config.experiment import Experiment
 from shared.errors import ConfigError
-from shared.network import Model
+from shared.models import weights
+from shared.models.pixel_diffusion import PixelDiffusion, PixelDiffusionSettings
 
 pytestmark = pytest.mark.usefixtures("repeatable")
 
-NETWORK = Network(image_size=16, channels=(8, 16), groups=4, latents=4, encoder_channels=8)
+NETWORK = PixelDiffusionSettings(image_size=16, channels=(8, 16), groups=4, latents=4, encoder_channels=8)
 
 
 def experiment(**training: Any) -> Experiment:
@@ -31,7 +31,7 @@ def experiment(**training: Any) -> Experiment:
             "name": "t",
             "base": "none",
             "classes": {"a": "any", "b": "any", "c": "any"},
-            "network": NETWORK.model_dump(),
+            "model": NETWORK.model_dump(),
             "training": {"rounds": 2, "steps": 2} | training,
             "privacy": privacy,
             "cohort": {"patients_per_site": 8},
@@ -39,8 +39,8 @@ def experiment(**training: Any) -> Experiment:
     )
 
 
-def model(of: Experiment) -> Model:
-    return weights.load_base("none", of.network, of.classes)
+def model(of: Experiment) -> PixelDiffusion:
+    return weights.load_base("none", of.model, of.classes)
 
 
 def patients(count: int, seed: int = 0) -> list[Patient]:

@@ -18,19 +18,24 @@ from scipy import ndimage
 from client import answers, app, dataset, private_statistics, release_check
 from client.dataset import Patient
 from client.deidentification import pseudonym
-from shared import messages, weights
-from shared.config.experiment import Experiment, Network
+from shared import messages
+from shared.adapters.base import attach
+from shared.config.experiment import Experiment
 from shared.config.loading import read
 from shared.config.site import Site
-from shared.diffusion import Process
 from shared.errors import PrivacyError
+from shared.models import weights
+from shared.models.diffusion import Process
+from shared.models.pixel_diffusion import PixelDiffusionSettings
 
 EXPERIMENT = Experiment.model_validate(
     {
         "name": "t",
         "base": "none",
         "classes": {"a": "any", "b": "any"},
-        "network": Network(image_size=16, channels=(8, 16), groups=4, latents=4, encoder_channels=8).model_dump(),
+        "model": PixelDiffusionSettings(
+            image_size=16, channels=(8, 16), groups=4, latents=4, encoder_channels=8
+        ).model_dump(),
         "training": {"rounds": 2, "steps": 2, "slices": 2, "draws": 1},
         "cohort": {"patients_per_site": 8},
     }
@@ -104,19 +109,24 @@ def test_a_model_that_remembers_its_patients_fails_and_a_score_that_is_not_a_num
 def test_a_model_trained_without_privacy_until_it_remembers_is_caught_by_its_losses() -> None:
     """The positive control, with a real training: no proposed image is a copy, and the site says no all the same."""
     tree = EXPERIMENT.model_dump()
-    tree["network"] |= {"channels": (32, 32)}
+    tree["model"] |= {"channels": (32, 32)}
     tree["training"] |= {"trainable": "full", "slices": 3, "draws": 4, "condition_dropout": 0.0}
     tree["privacy"] |= {"epsilon": None}
     experiment = Experiment.model_validate(tree)
     cohort, heldout = ([Patient(str(i), 0, x[:1].repeat(3, 0)) for i, x in enumerate(xs[:5])] for xs in (TRAIN, HELD))
-    model = weights.load_base("none", experiment.network, experiment.classes)
+    model = weights.load_base("none", experiment.model, experiment.classes)
+    attach(model, "full")
     before = [np.array(private_statistics.losses(model, group, experiment)) for group in (cohort, heldout)]
     x_B1HW = (torch.from_numpy(TRAIN[:5, :1]).float() / 127.5 - 1).repeat(6, 1, 1, 1)
     z_BF, any_B = torch.zeros(30, 4), torch.full((30,), model.denoiser.any_label)
     optimizer, process = torch.optim.Adam(model.denoiser.parameters(), lr=3e-3), Process()
     for _ in range(300):
         optimizer.zero_grad()
-        process.losses(model.denoiser, x_B1HW, any_B, z_BF, condition_dropout=0.0).mean().backward()
+        code = model.codec.encode(x_B1HW)
+        loss = process.losses(
+            model.denoiser, code, any_B, z_BF, noise=lambda like=code: torch.randn_like(like), condition_dropout=0.0
+        )
+        loss.mean().backward()
         optimizer.step()
     after = [np.array(private_statistics.losses(model, group, experiment)) for group in (cohort, heldout)]
     gained = [a - b for a, b in zip(before, after, strict=True)]
@@ -144,8 +154,8 @@ def site(tmp_path: Path) -> Path:
 
 
 def ask(site: Path, proposed: np.ndarray, **spoil: Any) -> messages.Verdict | messages.Refusal:
-    model = weights.load_base("none", EXPERIMENT.network, EXPERIMENT.classes)
-    tensors = {k: v.detach() for k, v in model.trainable("adapter").items()}
+    model = weights.load_base("none", EXPERIMENT.model, EXPERIMENT.classes)
+    tensors = {k: v.detach() for k, v in attach(model, "appearance").items()}
     held = HELD.reshape(-1, 16, 16)
     fields: dict[str, Any] = {
         "experiment": EXPERIMENT,

@@ -20,9 +20,9 @@ from server.events import Events, read
 from server.ledgers import Ledgers
 from server.strategy import Strategy, largest_update
 from shared import messages, wire
-from shared import weights as store
 from shared.config.experiment import Experiment, Federation, Privacy, Training
 from shared.errors import ConfigError, FederationError, WeightsError
+from shared.models import weights as store
 from shared.refusals import WORDS
 from simulations.fake_grid import Clock, MemoryGrid, Site, inside_a_run
 

@@ -18,15 +18,16 @@ from typer.testing import CliRunner
 from client import audit_run
 from privacy.sgd import PatientOptimizer, private_step
 from shared import cli
-from shared.config.experiment import Experiment, Network
+from shared.config.experiment import Experiment
 from shared.config.loading import read
 from shared.errors import ConfigError, DataError, PrivacyError
+from shared.models.pixel_diffusion import PixelDiffusionSettings
 from simulations import audit
 from simulations.audit_cli import app
 
 pytestmark = pytest.mark.usefixtures("repeatable")
 
-NETWORK = Network(image_size=16, channels=(8, 16), groups=4, latents=4, encoder_channels=8)
+NETWORK = PixelDiffusionSettings(image_size=16, channels=(8, 16), groups=4, latents=4, encoder_channels=8)
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def config(tmp_path: Path) -> Path:
         "name": "small",
         "base": "none",
         "classes": {"a": "any", "b": "any", "c": "any"},
-        "network": NETWORK.model_dump(mode="json"),
+        "model": NETWORK.model_dump(mode="json"),
         "training": {"rounds": 1, "steps": 2},
         "privacy": {"sampling_rate": 0.5},
         "cohort": {"patients_per_site": 8, "slices_per_patient": 4},

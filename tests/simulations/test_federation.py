@@ -19,9 +19,9 @@ TINY = """
 name: tiny
 data: phantoms
 base: none
-network: {image_size: 32, channels: [16, 32], groups: 4, latents: 4, encoder_channels: 8}
+model: {image_size: 32, channels: [16, 32], groups: 4, latents: 4, encoder_channels: 8}
 cohort: {sites: 2, patients_per_site: 6, heldout_patients: 6, slices_per_patient: 6, planted: south}
-training: {trainable: adapter, rounds: 2, steps: 2}
+training: {trainable: appearance, rounds: 2, steps: 2}
 privacy: {epsilon: 8, statistics: {patient_count: 60, mean_loss: 60}}
 evaluation: {samples: 24, sampler_steps: 3, bootstrap: 20}
 release: {images_per_class: 2, sampler_steps: 3, gate: {required: [privacy, sites]}}  # six patients of noise cannot be judged

@@ -49,9 +49,9 @@ TINY = """
 name: tiny
 data: phantoms
 base: none
-network: {image_size: 32, channels: [16, 32], groups: 4, latents: 4, encoder_channels: 8}
+model: {image_size: 32, channels: [16, 32], groups: 4, latents: 4, encoder_channels: 8}
 cohort: {sites: 3, patients_per_site: 6, heldout_patients: 6, slices_per_patient: 6}
-training: {trainable: adapter, rounds: 1, steps: 2}
+training: {trainable: appearance, rounds: 1, steps: 2}
 privacy: {epsilon: 4, max_nsr: 100}
 evaluation: {samples: 24, sampler_steps: 2, bootstrap: 20}
 release: {images_per_class: 2, sampler_steps: 2, minimum_sites: 2, gate: {required: [privacy, sites]}}

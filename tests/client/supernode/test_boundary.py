@@ -30,18 +30,23 @@ from client.supernode import approval, journal, node
 from client.supernode.boundary import Boundary
 from privacy import accounting, ledger
 from privacy.accounting import Event
-from shared import messages, weights
-from shared.config.experiment import Experiment, Network
+from shared import messages
+from shared.adapters.base import attach
+from shared.config.experiment import Experiment
 from shared.config.site import Site
 from shared.crypto import bundle
 from shared.errors import PolicyError
+from shared.models import weights
+from shared.models.pixel_diffusion import PixelDiffusionSettings
 
 EXPERIMENT = Experiment.model_validate(
     {
         "name": "t",
         "base": "none",
         "classes": {"a": "any", "b": "any"},
-        "network": Network(image_size=16, channels=(8, 16), groups=4, latents=4, encoder_channels=8).model_dump(),
+        "model": PixelDiffusionSettings(
+            image_size=16, channels=(8, 16), groups=4, latents=4, encoder_channels=8
+        ).model_dump(),
         "training": {"rounds": 2, "steps": 2},
         "cohort": {"patients_per_site": 3},
     }
@@ -116,8 +121,8 @@ def walk(tree: Any) -> list[Any]:
 
 
 def trainable() -> dict[str, torch.Tensor]:
-    model = weights.load_base("none", EXPERIMENT.network, EXPERIMENT.classes)
-    return {k: v.detach() for k, v in model.trainable(EXPERIMENT.training.trainable).items()}
+    model = weights.load_base("none", EXPERIMENT.model, EXPERIMENT.classes)
+    return {k: v.detach() for k, v in attach(model, EXPERIMENT.training.trainable).items()}
 
 
 def request(experiment: Experiment = EXPERIMENT, noise: float = 3.0, **extra: torch.Tensor) -> RecordDict:
@@ -289,7 +294,7 @@ def test_a_site_may_permit_less(site: Site) -> None:
     strict = site.model_copy(update={"policy": policy})
     reply, started = exchange(strict, Line(request(), OURS))
     assert not started and isinstance(reply, messages.Refusal) and reply.setting == "base"
-    small = site.model_copy(update={"policy": site.policy.model_copy(update={"trainable": ("full",)})})
+    small = site.model_copy(update={"policy": site.policy.model_copy(update={"parts": ("full",)})})
     assert not exchange(small, Line(request(), OURS))[1]
 
 
@@ -686,8 +691,8 @@ def leaves(made: dict[str, Any], people: list[tuple[int, str]]) -> tuple[Any, ..
             privacy={"sampling_rate": made["rate"], "statistics": made["figures"]},
             training={"steps": made["steps"]},
         ).model_copy(update={"classes": made["classes"]})
-        model = weights.load_base("none", experiment.network, experiment.classes)
-        tensors = {k: v.detach() for k, v in model.trainable("adapter").items()}
+        model = weights.load_base("none", experiment.model, experiment.classes)
+        tensors = {k: v.detach() for k, v in attach(model, "appearance").items()}
         x_NHW = np.random.default_rng(5).integers(0, 255, (4, 16, 16), np.uint8)
         if made["kind"] == "query":
             content = messages.pack_proposal(

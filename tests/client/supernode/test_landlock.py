@@ -17,7 +17,8 @@ import pytest
 
 from client import dataset
 from client.supernode import isolation, landlock, starter, view
-from shared.config.experiment import Experiment, Network, Privacy, Training
+from shared.config.experiment import Experiment, Privacy, Training
+from shared.models.pixel_diffusion import PixelDiffusionSettings
 
 # What hostile code tries, as the app's process; it prints what came of each. The words of a refusal do not matter
 ATTACK = """
@@ -205,10 +206,10 @@ from pathlib import Path
 import torch
 from client import dataset
 from client.train import train
-from shared import weights
+from shared.models import weights
 from shared.config.experiment import Experiment
 experiment = Experiment.model_validate_json(sys.argv[2])
-model = weights.load_base(experiment.base, experiment.network, experiment.classes)
+model = weights.load_base(experiment.base, experiment.model, experiment.classes)
 cohort = dataset.load(Path(sys.argv[1]) / "cohort")
 update = train(model, cohort, experiment, noise_multiplier=1.0, expected_patients=4)
 print(json.dumps({"patients": len(cohort), "finite": all(bool(t.isfinite().all()) for t in update.values()),
@@ -225,7 +226,7 @@ def test_a_round_is_trained_inside(hospital: Hospital, how: str) -> None:
     experiment = Experiment(
         name="tiny",
         base="none",
-        network=Network(image_size=16, channels=(8, 16), groups=4, latents=4, encoder_channels=8),
+        model=PixelDiffusionSettings(image_size=16, channels=(8, 16), groups=4, latents=4, encoder_channels=8),
         training=Training(trainable="full", rounds=1, steps=2),
         privacy=Privacy(epsilon=4, sampling_rate=0.5),
     )

@@ -14,12 +14,12 @@ from server.release import draw as drawing
 from server.release import release, seal
 from server.release.draw import Draws, draw_all
 from server.release.release import Statement
-from shared import weights
-from shared.config.experiment import Network, Performance, Release
+from shared.config.experiment import Performance, Release
 from shared.crypto import signing
-from shared.network import Model
+from shared.models import weights
+from shared.models.pixel_diffusion import PixelDiffusion, PixelDiffusionSettings
 
-NETWORK = Network(image_size=16, channels=(8, 16), groups=4, latents=4, encoder_channels=8)
+NETWORK = PixelDiffusionSettings(image_size=16, channels=(8, 16), groups=4, latents=4, encoder_channels=8)
 SETTINGS = Release(images_per_class=7, sampler_steps=2)
 PERFORMANCE = Performance(sampling_batch=4)
 STATEMENT = Statement(
@@ -28,7 +28,7 @@ STATEMENT = Statement(
     sites_total=1,
     sites_contributed=1,
     rounds=1,
-    trainable="adapter",
+    trainable="appearance",
     noise_multiplier=2.1,
     sampling_rate=0.5,
     steps=1,
@@ -46,11 +46,11 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
+def model() -> PixelDiffusion:
     return weights.load_base("none", NETWORK, {"a": "any", "b": "any"})
 
 
-def job(folder: Path, model: Model, **changes: Any) -> Draws:
+def job(folder: Path, model: PixelDiffusion, **changes: Any) -> Draws:
     kept: dict[str, Any] = {"seed": 3, "model_sha256": "ab" * 32} | changes
     settings = kept.pop("settings", SETTINGS)
     return draw_all(folder, model, settings, PERFORMANCE, **kept)
@@ -65,7 +65,7 @@ def bundle(folder: Path, drawn: Draws) -> dict[str, bytes]:
 
 
 def test_a_release_killed_twice_on_the_way_is_the_same_to_the_byte(
-    tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model: PixelDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     whole.mkdir()
@@ -116,7 +116,7 @@ def test_a_release_killed_twice_on_the_way_is_the_same_to_the_byte(
     assert not (torn / ".release.new").exists()
 
 
-def test_another_model_seed_or_setting_begins_anew(tmp_path: Path, model: Model) -> None:
+def test_another_model_seed_or_setting_begins_anew(tmp_path: Path, model: PixelDiffusion) -> None:
     first = job(tmp_path, model).sha256()
     assert job(tmp_path, model).sha256() == first
     for change in ({"seed": 4}, {"settings": SETTINGS.model_copy(update={"sampler": "ddim"})}):
@@ -125,7 +125,7 @@ def test_another_model_seed_or_setting_begins_anew(tmp_path: Path, model: Model)
     assert len(list(tmp_path.glob("batch-*"))) == 1, "batches of another plan are gone"
 
 
-def test_no_two_images_are_the_same_and_progress_is_told(tmp_path: Path, model: Model) -> None:
+def test_no_two_images_are_the_same_and_progress_is_told(tmp_path: Path, model: PixelDiffusion) -> None:
     told: list[tuple[int, int]] = []
     drawn = job(tmp_path, model, progress=lambda done, total: told.append((done, total)))
     assert told == [(4, 14), (8, 14), (12, 14), (14, 14)]
@@ -149,7 +149,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++", "ddpm"])
-def test_every_sampler_draws_images_from_a_seed(model: Model, sampler: str) -> None:
+def test_every_sampler_draws_images_from_a_seed(model: PixelDiffusion, sampler: str) -> None:
     labels = torch.zeros(3, dtype=torch.long)
     settings = Release.model_validate({"sampler": sampler, "sampler_steps": 3, "guidance": 2.0})
     first, again, other = (drawing.draw(model, labels, settings, PERFORMANCE, seed=seed) for seed in (1, 1, 2))

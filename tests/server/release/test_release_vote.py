@@ -16,9 +16,12 @@ from server.evaluation.heldout import Heldout
 from server.events import Events, read
 from server.release import gate
 from server.release.release_vote import answers, propose, proposed
-from shared import messages, weights, wire
+from shared import messages, wire
+from shared.adapters.base import attach
 from shared.config.experiment import Experiment
-from shared.network import Model, shapes
+from shared.models import weights
+from shared.models.base import shapes
+from shared.models.pixel_diffusion import PixelDiffusion
 from simulations.fake_grid import Clock, MemoryGrid, Site, inside_a_run
 
 EXPERIMENT = Experiment.model_validate(
@@ -26,7 +29,7 @@ EXPERIMENT = Experiment.model_validate(
         "name": "t",
         "base": "none",
         "classes": {"a": "any", "b": "any"},
-        "network": {"image_size": 16, "channels": (8, 16), "groups": 4, "latents": 4, "encoder_channels": 8},
+        "model": {"image_size": 16, "channels": (8, 16), "groups": 4, "latents": 4, "encoder_channels": 8},
         "release": {"images_per_class": 3, "sampler_steps": 2},
         "performance": {"sampling_batch": 4},
     }
@@ -49,14 +52,14 @@ def says(site: str, passed: bool) -> Site:
 
 @pytest.fixture
 def out(tmp_path: Path) -> Iterator[Path]:
-    checkpoint.save(tmp_path / "checkpoints", 1, model().trainable("adapter"))
+    checkpoint.save(tmp_path / "checkpoints", 1, attach(model(), "appearance"))
     checkpoint.mark_best(tmp_path / "checkpoints", 1, "FD-efflite0", 1.0)
     with inside_a_run():
         yield tmp_path
 
 
-def model() -> Model:
-    return weights.load_base("none", EXPERIMENT.network, EXPERIMENT.classes)
+def model() -> PixelDiffusion:
+    return weights.load_base("none", EXPERIMENT.model, EXPERIMENT.classes)
 
 
 def ask(out: Path, grid: Federation, experiment: Experiment = EXPERIMENT) -> dict[str, Any] | None:
@@ -76,7 +79,7 @@ def test_the_sites_see_the_images_that_would_be_released_and_their_bits_are_boun
     assert experiment == EXPERIMENT
     np.testing.assert_array_equal(images["proposed"], np.concatenate([x for _, x in drawn.batches()]))
     np.testing.assert_array_equal(images["heldout"], HELDOUT.x_NHW)
-    trained = model().trainable("adapter")
+    trained = attach(model(), "appearance")
     assert set(wire.tensors(arrays, shapes(trained), "it")) == set(trained)
     assert not gate.agreed(found, drawn.sha256(), 2).passed
     kinds = [e["event"] for e in read(out / "events.jsonl")]

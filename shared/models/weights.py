@@ -1,6 +1,6 @@
 """Read and write weights: safetensors only, never pickle; a sha256 beside every base.
 
-A base is two files, NAME.safetensors (fp16) and NAME.json (sha256, network settings, labels, how it was made). The
+A base is two files, NAME.safetensors (fp16) and NAME.json (sha256, settings of the model, labels, how it was made). The
 shipped ones lie in the package `weights`.
 """
 
@@ -18,11 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from shared.config.experiment import Network
-from shared.config.loading import validate
+from shared.config.model import ModelSettings, settings_of
 from shared.durable import write_bytes
 from shared.errors import WeightsError
-from shared.network import Model
+from shared.models.base import GenerativeModel
+from shared.registry import MODELS
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
@@ -74,20 +74,27 @@ def card(base: str) -> dict[str, Any]:
     return found
 
 
-def labels_of(base: str, settings: Network, classes: dict[str, str]) -> tuple[str, ...]:
+def made_for(base: str) -> ModelSettings:
+    """The model that a base was made for, by its card."""
+    about = card(base)
+    try:
+        return settings_of(about["model"] if "model" in about else about["network"])  # `network`: cards of version 0.1
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"the card of `{base}` does not say for which model it was made") from error
+
+
+def labels_of(base: str, settings: ModelSettings, classes: dict[str, str]) -> tuple[str, ...]:
     """What the labels of a base mean, in order; of "none" the experiment's own.
 
-    Raises WeightsError when the base was made for another network than `settings`, or does not know a class.
+    Raises WeightsError when the base was made for another model than `settings`, or does not know a class.
     """
     if base == "none":
         return tuple(classes)
-    about = card(base)
-    made_for = validate(about["network"], Network, source=f"card of {base}")
-    if made_for != settings:
-        different = [k for k in Network.model_fields if getattr(made_for, k) != getattr(settings, k)]
-        raise WeightsError(
-            f"the base `{base}` was made for another network; differing settings: {', '.join(different)}"
-        )
+    about, other = card(base), made_for(base)
+    if other != settings:
+        ours, theirs = settings.model_dump(), other.model_dump()
+        different = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+        raise WeightsError(f"the base `{base}` was made for another model; differing settings: {', '.join(different)}")
     labels = tuple(about["labels"])
     unknown = [name for name in classes.values() if name not in (*labels, "any")]
     if unknown:
@@ -95,21 +102,24 @@ def labels_of(base: str, settings: Network, classes: dict[str, str]) -> tuple[st
     return labels
 
 
-def load_base(base: str, settings: Network, classes: dict[str, str]) -> Model:
-    """A model with the weights of a base and a prior for the experiment's classes.
+def build(settings: ModelSettings, labels: tuple[str, ...], classes: dict[str, str] | None = None) -> GenerativeModel:
+    """A model of the kind that `settings` names, with random weights."""
+    model: GenerativeModel = MODELS.find(settings.kind)(settings, labels, classes)
+    return model
 
-    base   a shipped name, a path, or "none" for random weights, the same everywhere, whose prior is standard normal
-    Raises WeightsError when the base was made for another network than `settings`.
+
+def load_base(base: str, settings: ModelSettings, classes: dict[str, str]) -> GenerativeModel:
+    """A model with the weights of a base, its rows those of the experiment's classes.
+
+    base   a shipped name, a path, or "none" for random weights, the same everywhere
+    Raises WeightsError when the base was made for another model than `settings`.
     """
     if base == "none":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return Model(settings, tuple(classes), dict.fromkeys(classes, "any") | {c: c for c in classes})
+            return build(settings, tuple(classes), dict.fromkeys(classes, "any") | {c: c for c in classes})
     labels = labels_of(base, settings, classes)
     tensors = {k: t.float() for k, t in read(base_path(base), card(base)["sha256"]).items()}
-    model = Model(settings, labels, classes)
-    for name in ("prior.offset", "appearance.mean"):  # one row a class; "any" gets the average of the base's
-        rows = torch.cat([tensors[name], tensors[name].mean(0, keepdim=True)])
-        tensors[name] = rows[model.to_base]
-    model.load_state_dict(tensors)
+    model = build(settings, labels, classes)
+    model.load_base(tensors)
     return model

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from shared.config.experiment import Network, Performance
+from shared.config.experiment import Performance
 from shared.errors import ConfigError
 
 
@@ -31,16 +31,8 @@ def precision(settings: Performance, device: torch.device) -> AbstractContextMan
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bfloat16" and native)
 
 
-def check_memory(network: Network, images: int, parameters: int, device: torch.device, precision_bytes: int) -> None:
-    """Raise ConfigError when a training step of `images` images surely does not fit; an estimate, meant to be low.
-
-    Counts the activations that a backward pass keeps (about 14 maps per residual block, at each resolution, twice over for
-    the way down and the way up) and 16 bytes per parameter for weights, gradient and optimiser.
-    """
-    side, kept = network.image_size // 2, 0
-    for level, channels in enumerate(network.channels):
-        kept += 2 * 14 * network.blocks_per_level * channels * (side >> level) ** 2
-    needed = images * kept * precision_bytes + 16 * parameters
+def check_memory(needed: int, device: torch.device) -> None:
+    """Raise ConfigError when a training step of so many bytes (`GenerativeModel.training_bytes`) surely does not fit."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
@@ -48,5 +40,5 @@ def check_memory(network: Network, images: int, parameters: int, device: torch.d
     if needed > free:
         raise ConfigError(
             f"a training step needs about {needed / 2**30:.1f} GiB on {device.type}, {free / 2**30:.1f} GiB are free; "
-            "lower `training.slices`, `training.draws` or `network.channels`"
+            "lower `training.slices`, `training.draws` or the size of the `model`"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from shared.appearance import BOX, FEW, VARIANCE_SCALE, Appearance, statistics
+from shared.models.appearance import BOX, FEW, VARIANCE_SCALE, Appearance, statistics
 from simulations import phantoms
 
 

@@ -62,15 +62,15 @@ class Appearance(nn.Module):
         self.variance.copy_((w_NA - means[label_N]).square().mean(0) / VARIANCE_SCALE)
 
     @torch.no_grad()
-    def give(self, x_N1HW: Tensor, label_N: Tensor) -> Tensor:
-        """Give drawn images (N, 1, H, W) in [-1, 1] this appearance.
+    def give(self, x_NCHW: Tensor, label_N: Tensor) -> Tensor:
+        """Give drawn images (N, C, H, W) in [-1, 1] this appearance; all channels the same frame and the same curve.
 
         The origin is the images' own mean, of each class with FEW or more of them, else of all; below FEW images in all
         there is no origin and they come back as they are.
         """
-        if len(x_N1HW) < FEW:
-            return x_N1HW
-        s_NA = statistics(x_N1HW)
+        if len(x_NCHW) < FEW:
+            return x_NCHW
+        s_NA = statistics(x_NCHW)
         w_NA = (s_NA - self.centre) / self.scale
         origin_NA = w_NA.mean(0).expand_as(w_NA).clone()
         for label in set(label_N.tolist()):
@@ -80,22 +80,27 @@ class Appearance(nn.Module):
         within = (w_NA - origin_NA).square().mean(0).clamp_min(1e-3)
         gain = ((VARIANCE_SCALE * self.variance).clamp_min(1e-3) / within).sqrt()
         t_NA = (self._means()[label_N] + (w_NA - origin_NA) * gain) * self.scale + self.centre
-        return _tone(_frame(x_N1HW, s_NA, t_NA), t_NA)
+        return _tone(_frame(x_NCHW, s_NA, t_NA), t_NA)
 
     def _means(self) -> Tensor:
         return torch.cat([self.mean, self.mean.mean(0, keepdim=True)])
 
 
 @torch.no_grad()
-def statistics(x_N1HW: Tensor) -> Tensor:
-    """s(x): (N, 4 + 13) of images (N, 1, H, W) in [-1, 1]; an image without a brain gets a centred box and a dark ramp."""
-    y_NHW = (x_N1HW[:, 0] + 1) / 2
+def statistics(x_NCHW: Tensor) -> Tensor:
+    """s(x): (N, 4 + 13) of images in [-1, 1], over the mean of their channels; without a brain a centred box and a dark ramp."""
+    y_NHW = _brightness(x_NCHW)
     inside = y_NHW > INSIDE
     enough = max(2, round(0.04 * y_NHW.shape[-1]))
     rows, columns = (inside.sum(axis) >= enough for axis in (2, 1))
     top, height = _extent(rows)
     left, width = _extent(columns)
     return torch.cat([torch.stack([top, left, height, width], 1), _quantiles(y_NHW, inside)], 1)
+
+
+def _brightness(x_NCHW: Tensor) -> Tensor:
+    """(N, H, W) from 0 to 1."""
+    return (x_NCHW.mean(1) + 1) / 2
 
 
 def _extent(hit_NL: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,10 +124,10 @@ def _quantiles(y_NHW: Tensor, inside_NHW: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def _frame(x_N1HW: Tensor, s_NA: Tensor, t_NA: Tensor) -> Tensor:
+def _frame(x_NCHW: Tensor, s_NA: Tensor, t_NA: Tensor) -> Tensor:
     """Move the brain's box from s to t by an affine map, one for each image."""
-    n, _, size, _ = x_N1HW.shape
-    axis = (torch.arange(size, device=x_N1HW.device) + 0.5) / size
+    n, _, size, _ = x_NCHW.shape
+    axis = (torch.arange(size, device=x_NCHW.device) + 0.5) / size
     half_t = t_NA[:, 2:4].clamp(0.1, 0.5)
     v, u = (
         (axis - t_NA[:, i, None]) / half_t[:, i, None] * s_NA[:, 2 + i, None] + s_NA[:, i, None] for i in (0, 1)
@@ -130,21 +135,21 @@ def _frame(x_N1HW: Tensor, s_NA: Tensor, t_NA: Tensor) -> Tensor:
     grid = torch.stack(
         [(2 * u - 1)[:, None, :].expand(n, size, size), (2 * v - 1)[:, :, None].expand(n, size, size)], -1
     )
-    moved = F.grid_sample(x_N1HW + 1, grid, mode="bicubic", align_corners=False) - 1
+    moved = F.grid_sample(x_NCHW + 1, grid, mode="bicubic", align_corners=False) - 1
     return moved.clamp(-1, 1)
 
 
-def _tone(x_N1HW: Tensor, t_NA: Tensor) -> Tensor:
+def _tone(x_NCHW: Tensor, t_NA: Tensor) -> Tensor:
     """Map each image's quantiles to those of t by a monotone piecewise linear curve; background stays background."""
-    y_N = (x_N1HW[:, 0] + 1) / 2
+    y_N = _brightness(x_NCHW)
     source = _quantiles(y_N, y_N > INSIDE) + torch.arange(QUANTILES, device=y_N.device) * 1e-5  # strictly increasing
     target = t_NA[:, BOX:].clamp(0, 1).sort(1).values
     zero, one = torch.zeros(len(y_N), 1, device=y_N.device), torch.ones(len(y_N), 1, device=y_N.device)
     knots = torch.cat([zero, zero + INSIDE / 2, source, one + 1e-3], 1)
     values = torch.cat([zero, zero + INSIDE / 4, target, one], 1)
-    flat = y_N.flatten(1).contiguous()
+    flat = ((x_NCHW + 1) / 2).flatten(1).contiguous()
     right = torch.searchsorted(knots.contiguous(), flat, right=True).clamp(1, knots.shape[1] - 1)
     x0, x1 = knots.gather(1, right - 1), knots.gather(1, right)
     y0, y1 = values.gather(1, right - 1), values.gather(1, right)
     share = ((flat - x0) / (x1 - x0).clamp_min(1e-6)).clamp(0, 1)
-    return ((y0 + share * (y1 - y0)).clamp(0, 1) * 2 - 1).view_as(x_N1HW)
+    return ((y0 + share * (y1 - y0)).clamp(0, 1) * 2 - 1).view_as(x_NCHW)

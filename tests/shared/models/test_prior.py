@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from shared.prior import Prior, legendre, levels
+from shared.models.prior import Prior, legendre, levels
 
 
 def cohort(patients: int = 300, slices: int = 12) -> tuple[torch.Tensor, torch.Tensor]:

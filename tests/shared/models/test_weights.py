@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared import weights
-from shared.config.experiment import Network
 from shared.errors import WeightsError
+from shared.models import weights
+from shared.models.pixel_diffusion import PixelDiffusionSettings
 
 ANY = {"a": "any", "b": "healthy"}
 
 
 def test_the_shipped_base_loads_and_maps_its_labels() -> None:
-    model = weights.load_base("phantoms-64", Network(), ANY)
+    model = weights.load_base("phantoms-64", PixelDiffusionSettings(), ANY)
     assert model.to_base == [3, 0]
     assert model.prior.offset.shape[0] == 2
 
@@ -39,7 +39,7 @@ def test_a_flipped_byte_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(data)
     (tmp_path / "x.json").write_bytes(source.with_suffix(".json").read_bytes())
     with pytest.raises(WeightsError, match="altered"):
-        weights.load_base(str(tmp_path / "x.safetensors"), Network(), ANY)
+        weights.load_base(str(tmp_path / "x.safetensors"), PixelDiffusionSettings(), ANY)
 
 
 def test_a_pickle_is_refused(tmp_path: Path) -> None:
@@ -50,12 +50,12 @@ def test_a_pickle_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_network_an_unknown_base_and_an_unknown_label_are_refused() -> None:
-    with pytest.raises(WeightsError, match="another network; differing settings: latents"):
-        weights.load_base("phantoms-64", Network(latents=8), ANY)
+    with pytest.raises(WeightsError, match="another model; differing settings: latents"):
+        weights.load_base("phantoms-64", PixelDiffusionSettings(latents=8), ANY)
     with pytest.raises(WeightsError, match="no base is called"):
-        weights.load_base("nothing", Network(), ANY)
+        weights.load_base("nothing", PixelDiffusionSettings(), ANY)
     with pytest.raises(WeightsError, match="maps to `sick`"):
-        weights.load_base("phantoms-64", Network(), {"a": "sick"})
+        weights.load_base("phantoms-64", PixelDiffusionSettings(), {"a": "sick"})
 
 
 def test_writing_leaves_no_temporary_file(tmp_path: Path) -> None:

@@ -6,16 +6,17 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 
-from shared.config.experiment import Network
-from shared.diffusion import Process, alphas_cumprod, sample
-from shared.network import Model, shapes
+from shared.adapters.base import attach
+from shared.models.base import Sampling, shapes
+from shared.models.diffusion import Process, alphas_cumprod
+from shared.models.pixel_diffusion import PixelDiffusion, PixelDiffusionSettings
 
-TINY = Network(image_size=16, channels=(8, 16), groups=4, latents=4, encoder_channels=8)
+TINY = PixelDiffusionSettings(image_size=16, channels=(8, 16), groups=4, latents=4, encoder_channels=8)
 
 
-def tiny() -> Model:
+def tiny() -> PixelDiffusion:
     torch.manual_seed(0)
-    return Model(TINY, ("healthy", "atrophy", "lesion"))
+    return PixelDiffusion(TINY, ("healthy", "atrophy", "lesion"))
 
 
 def test_attention_is_at_the_lowest_level_only() -> None:
@@ -31,17 +32,17 @@ def test_no_layer_mixes_patients() -> None:
 
 def test_the_adapter_is_the_appearance_and_full_is_everything_but_the_encoder() -> None:
     model = tiny()
-    adapter = model.trainable("adapter")
+    adapter = attach(model, "appearance")
     assert set(shapes(adapter)) == {"appearance.mean", "appearance.variance"}
-    full = model.trainable("full")
+    full = attach(model, "full")
     assert set(adapter) < set(full)
     assert not any(name.startswith("encoder.") for name in full)
     assert not any(p.requires_grad for p in model.encoder.parameters())
 
 
 def test_unlabelled_and_unmapped_classes_use_the_any_label() -> None:
-    model = Model(TINY, ("healthy", "atrophy", "lesion"), {"old": "atrophy", "odd": "any"})
-    assert model.base_label(torch.tensor([0, 1, -1])).tolist() == [1, 3, 3]
+    model = PixelDiffusion(TINY, ("healthy", "atrophy", "lesion"), {"old": "atrophy", "odd": "any"})
+    assert model._base_label(torch.tensor([0, 1, -1])).tolist() == [1, 3, 3]
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
@@ -49,7 +50,7 @@ def test_sampling_is_reproducible_and_depends_on_the_batch_size_not_at_all_in_sh
     model = tiny().eval()
     labels = torch.tensor([0, 1, 2, -1, 0])
     draw = [
-        sample(model, labels, rng=torch.Generator().manual_seed(1), sampler=sampler, steps=3, batch=2)  # type: ignore[arg-type]
+        model.sample(labels, torch.Generator().manual_seed(1), Sampling(sampler, steps=3, batch=2))  # type: ignore[arg-type]
         for _ in range(2)
     ]
     assert draw[0].shape == (5, 1, 16, 16)
@@ -59,7 +60,7 @@ def test_sampling_is_reproducible_and_depends_on_the_batch_size_not_at_all_in_sh
 
 def test_guidance_changes_the_samples_and_hiding_conditions_hides_them() -> None:
     model = tiny().eval()
-    x, t = torch.randn(2, 1, 16, 16), torch.tensor([5, 500])
+    x, t = model.codec.encode(torch.randn(2, 1, 16, 16)), torch.tensor([5, 500])
     hidden = torch.zeros(2, dtype=torch.bool)
     one = model.denoiser(x, t, torch.tensor([0, 1]), torch.randn(2, 4), hidden)
     other = model.denoiser(x, t, torch.tensor([2, 2]), torch.randn(2, 4), hidden)
@@ -84,8 +85,7 @@ def test_the_loss_of_a_perfect_velocity_is_zero() -> None:
             alpha, sigma = (c[t].view(-1, 1, 1, 1) for c in (process.alpha, process.sigma))
             return (alpha * x_t - x) / sigma
 
-    x = torch.rand(8, 1, 16, 16) * 2 - 1
-    loss = process.losses(
-        Oracle(), x, torch.zeros(8, dtype=torch.long), torch.zeros(8, 4), condition_dropout=0.0
-    ).mean()  # type: ignore[arg-type]
-    assert float(loss) < 1e-4
+    x, eps = torch.rand(8, 1, 16, 16) * 2 - 1, torch.randn(8, 1, 16, 16)
+    label, z = torch.zeros(8, dtype=torch.long), torch.zeros(8, 4)
+    loss = process.losses(Oracle(), x, label, z, noise=lambda: eps, condition_dropout=0.0)  # type: ignore[arg-type]
+    assert float(loss.mean()) < 1e-4

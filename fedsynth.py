@@ -1,0 +1,203 @@
+"""fedsynth from Python: what the commands do, as functions.
+
+    import fedsynth
+
+    experiment = fedsynth.read_experiment("configs/demo.yaml", {"privacy.epsilon": 4.0})
+    print(fedsynth.plan(experiment))                   # what it costs a patient, before anything runs
+    run = fedsynth.simulate(experiment, "out/demo")    # whole federation on this machine
+    model = fedsynth.load_model(run)                   # the best round's
+    images = fedsynth.draw(model, {"healthy": 8})      # (8, 64, 64) uint8
+    print(fedsynth.evaluate("scans/heldout", run.release))
+
+Settings are frozen records, checked when they are read; errors are `fedsynth.FedsynthError`, one line each. Importing this module
+loads no library of deep learning; the functions load what they need.
+
+Left out: deployed nodes and servers, which are started by their commands alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared.config.experiment import Experiment
+from shared.config.loading import read
+from shared.config.site import Site
+from shared.errors import DataError, FedsynthError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from server.evaluation.evaluate import Figure
+    from server.plan import Plan
+    from server.release.seal import Verified
+    from shared.models.base import GenerativeModel
+
+__all__ = [
+    "Experiment",
+    "FedsynthError",
+    "Release",
+    "Run",
+    "Site",
+    "draw",
+    "evaluate",
+    "load_model",
+    "plan",
+    "read_experiment",
+    "read_release",
+    "read_site",
+    "simulate",
+]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run in its folder."""
+
+    folder: Path
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Metrics by round, epsilon by site, the best round, versions: summary.json."""
+        import json
+
+        found: dict[str, Any] = json.loads(
+            _file(self.folder / "summary.json", "a finished run").read_text(encoding="utf-8")
+        )
+        return found
+
+    @property
+    def experiment(self) -> Experiment:
+        """The settings that it ran with."""
+        return read(_file(self.folder / "experiment.json", "a run"), Experiment)
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return self.folder / "report.html"
+
+    @property
+    def release(self) -> Path:
+        """The folder of published images; it is absent where the gate said no."""
+        return self.folder / "release"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A published set of images, after its signature and every file were checked.
+
+    images    (N, H, W) uint8
+    labels    (N,) index into `classes`
+    verified  what was signed, and by which key
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    verified: Verified
+
+
+def read_experiment(path: str | Path, changes: Mapping[str, Any] | None = None) -> Experiment:
+    """An experiment from its YAML file. `changes`: dotted keys that replace values. Raises ConfigError, which names the key."""
+    return read(Path(path), Experiment, dict(changes or {}))
+
+
+def read_site(path: str | Path) -> Site:
+    """A hospital's own settings from its YAML file. Raises ConfigError, which names the key."""
+    return read(Path(path), Site)
+
+
+def plan(experiment: Experiment) -> Plan:
+    """What a run costs a patient, and how much noise that takes. PrivacyError where the noise would drown the signal."""
+    from server.plan import plan as planned
+
+    return planned(experiment)
+
+
+def simulate(experiment: Experiment, out: str | Path, *, quiet: bool = False) -> Run:
+    """Run a whole federation on this machine into `out`, or go on where it stopped.
+
+    Raises ReleaseRefused after the report is written, where the gate says no: the run is there all the same (`Run(out)`).
+    """
+    from rich.console import Console
+
+    from simulations.run import simulate as simulated
+
+    simulated(experiment, Path(out), Console(quiet=quiet))
+    return Run(Path(out))
+
+
+def load_model(of: Run | str | Path) -> GenerativeModel:
+    """A model that draws: of a run the best round's, else a base by its name or path. Raises WeightsError, DataError."""
+    from server import checkpoint
+    from shared.models import weights
+
+    if not isinstance(of, Run):
+        about = weights.card(str(of))
+        return weights.load_base(str(of), weights.made_for(str(of)), {name: name for name in about["labels"]}).eval()
+    experiment, rounds = of.experiment, of.folder / "server" / "checkpoints"
+    best = checkpoint.best(rounds)
+    if best is None:
+        raise DataError(f"{of.folder} holds no evaluated round; run the simulation to its end")
+    model = weights.load_base(experiment.base, experiment.model, experiment.classes)
+    model.load_state_dict(checkpoint.load(rounds, best), strict=False)
+    return model.eval()
+
+
+def draw(
+    model: GenerativeModel,
+    counts: Mapping[str, int],
+    *,
+    sampler: str = "dpm++",
+    steps: int = 20,
+    guidance: float = 1.0,
+    seed: int = 0,
+) -> np.ndarray:
+    """Images (N, H, W) uint8, class after class. `counts`: class -> how many. The same seed draws the same images."""
+    import torch
+
+    from server.release.draw import draw as drawn
+    from shared.config.experiment import Performance
+    from shared.config.experiment import Release as Settings
+
+    unknown = sorted(set(counts) - set(model.classes))
+    if unknown:
+        raise DataError(f"the model knows no class `{unknown[0]}`; it draws {', '.join(model.classes)}")
+    labels = [model.classes.index(name) for name, count in counts.items() for _ in range(count)]
+    settings = Settings.model_validate({"sampler": sampler, "sampler_steps": steps, "guidance": guidance})
+    return drawn(model, torch.tensor(labels, dtype=torch.long), settings, Performance(), seed=seed)
+
+
+def evaluate(
+    real: str | Path, synthetic: str | Path, *, patients: str = "auto", images: int = 1000, seed: int = 0
+) -> dict[str, Figure]:
+    """Measure how near synthetic images are to real ones: name -> value, 95 % interval, and what real images score.
+
+    real, synthetic   folders of PNG, JPEG, DICOM or NPZ, NPZ files, or releases
+    patients          whose the real images are: auto, folder (each is a patient), image, or a CSV file,patient
+    """
+    from server.evaluation.compare import compare
+
+    return dict(compare(Path(real), Path(synthetic), patients=patients, images=images, seed=seed).figures)
+
+
+def read_release(folder: str | Path, public_key: str | Path | None = None) -> Release:
+    """A release that was received, checked first. Raises SignatureError where a byte was changed, a file is missing or was added.
+
+    public_key   the coordinator's, PEM, from somewhere else than the release; without it the key is only named in `verified`
+    """
+    import numpy as np
+
+    from server.release import seal
+
+    verified = seal.verify(Path(folder), Path(public_key) if public_key is not None else None)
+    with np.load(Path(folder) / "images.npz", allow_pickle=False) as arrays:
+        return Release(arrays["x_NHW"], arrays["label_N"], tuple(map(str, arrays["classes"])), verified)
+
+
+def _file(path: Path, what: str) -> Path:
+    if not path.is_file():
+        raise DataError(f"{path.parent} holds no {path.name}: it is not the folder of {what}")
+    return path

@@ -1,0 +1,42 @@
+"""The part `model` of an experiment. Which keys it has is the kind's to say: its settings live in the kind's own file.
+
+Left out: the kinds (shared/models/).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from shared.config.loading import explain
+from shared.config.record import Record
+from shared.errors import ConfigError
+from shared.registry import MODELS
+
+DEFAULT = "pixel-diffusion"
+
+
+class ModelSettings(Record):
+    """What every kind has. `image_channels`: 1 for grey images, 3 for colour."""
+
+    kind: str
+    image_size: Literal[16, 32, 64, 128, 256] = 64
+    image_channels: Annotated[int, Field(ge=1, le=4)] = 1
+
+
+def settings_of(tree: object) -> ModelSettings:
+    """The settings of a kind, from plain values; ValueError names the first key that is wrong."""
+    if isinstance(tree, ModelSettings):
+        return tree
+    if not isinstance(tree, dict):
+        raise ValueError("must hold keys and values, `kind` among them")
+    try:
+        kind = MODELS.find(str(tree.get("kind", DEFAULT))).Settings
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    try:
+        found: ModelSettings = kind.model_validate({"kind": DEFAULT, **tree})
+    except ValidationError as error:
+        raise ValueError(explain(error, kind)) from error
+    return found
