@@ -21,6 +21,8 @@ from flwr.serverapp import Grid, ServerApp
 from server import journal
 from server.coordinate import coordinate
 from server.events import Events
+from server.superlink import nodes
+from shared import plugins
 from shared.config.experiment import Experiment
 from shared.config.loading import validate
 from shared.errors import ConfigError, FederationError, FedsynthError
@@ -39,6 +41,9 @@ def main(grid: Grid, context: Context) -> None:
         if not text:
             raise ConfigError("the run has no experiment; start it with `fedsynth simulate CONFIG`")
         experiment = validate(json.loads(text), Experiment, source="the run's experiment")
+        plugins.refuse(experiment)
+        if nodes.names(out) is None:  # a simulation
+            plugins.load_from_environment()
         with _alone(out), _room():
             coordinate(grid, experiment, out)
     except FedsynthError as error:

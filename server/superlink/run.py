@@ -13,14 +13,14 @@ import numpy as np
 from rich.console import Console
 
 from server import finalize, journal
-from server.aggregate import check_weights
+from server.aggregation.base import check_weights
 from server.evaluation.evaluate import Heldout
 from server.events import read as read_events
 from server.plan import plan
 from server.reports.report import write_report
 from server.superlink import jobs, provision
 from server.superlink.follow import Follow, progress
-from shared import weights
+from shared import plugins, weights
 from shared.config.experiment import Experiment
 from shared.config.loading import read
 from shared.durable import write_bytes
@@ -41,6 +41,7 @@ def run(folder: Path, experiment: Experiment, heldout: Path | None, console: Con
         raise FederationError("no site is admitted yet; approve their requests with `fedsynth server approve`")
     if experiment.data == "sites":
         raise ConfigError("`sites` of an experiment are for simulations; here the admitted sites take part")
+    plugins.refuse(experiment)
     check_weights(experiment.federation, admitted)
     sites = len(admitted)
     cohort = experiment.cohort.model_copy(update={"sites": sites})

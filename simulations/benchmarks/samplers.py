@@ -25,8 +25,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from server.evaluation import features
 from server.evaluation.evaluate import Evaluator
+from server.metrics import features
 from server.evaluation.heldout import Heldout
 from server.release.draw import draw
 from shared import weights

@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
+from server.metrics.base import Drawn, Held
+
 PIXELS = 64  # the largest width at which similarity is measured
 PAIRS = 1000  # random pairs behind an intra-set MS-SSIM
 BETAS = {1: (1.0,), 2: (0.45, 0.55), 3: (0.3, 0.35, 0.35)}
@@ -37,6 +39,16 @@ def shrink(x_NHW: np.ndarray) -> Tensor:
     if x_N1HW.shape[2] > PIXELS:
         x_N1HW = F.interpolate(x_N1HW, size=(PIXELS, PIXELS), mode="bilinear", antialias=True, align_corners=False)
     return x_N1HW[:, 0]
+
+
+def small(held: Held) -> Tensor:
+    """The held-out images, shrunk once for all metrics."""
+    return held.once("small", lambda: shrink(held.x_NHW))
+
+
+def small_drawn(drawn: Drawn) -> Tensor:
+    """The drawn images, shrunk once for all metrics."""
+    return drawn.once("small", lambda: shrink(drawn.x_MHW))
 
 
 def pairs(group_N: np.ndarray, rng: np.random.Generator, count: int = PAIRS) -> np.ndarray:
