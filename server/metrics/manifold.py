@@ -87,6 +87,7 @@ class ManifoldMetric(Metric):
             return values, np.array([balls.figures(w, v) for w, v in there.weights]).T
 
         values, spreads = drawn.once("efflite0 manifold", four)
-        value, spread = (found[NAMES.index(self.name)] for found in (values, spreads))
-        low, high = interval(value, spread)
+        place = NAMES.index(self.name)
+        value = values[place]
+        low, high = interval(value, list(spreads[place]))
         return Figure(value, self.floor, min(value, max(low, 0.0)), min(high, self.top))

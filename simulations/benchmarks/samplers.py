@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from server.evaluation.evaluate import Evaluator
-from server.metrics import features
 from server.evaluation.heldout import Heldout
+from server.metrics import features
 from server.release.draw import draw
 from shared import weights
 from shared.config.experiment import Evaluation, Network, Performance, Release, Sampler
