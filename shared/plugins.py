@@ -128,11 +128,13 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> type[T]:
         """The kind of this name. ConfigError with the key and all names where there is none."""
         own = self._in_room(slug(name)).get(name)
-        found = [kind for kind in (own, self._plugged().get(name)) if kind is not None]
-        if len(found) > 1:
+        plugged = [kind for kind in self._plugged() if vars(kind)["name"] == name]
+        if own is not None and plugged:
             raise ConfigError(f"a plug-in defines `{name}`, which {self.room} has; give yours another name")
-        if found:
-            return found[0]
+        if len(plugged) > 1:
+            raise ConfigError(f"two plug-ins define `{name}`; give one of them another name")
+        if own is not None or plugged:
+            return own or plugged[0]
         names = self.names()
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean `{near[0]}`? All are" if near else "there are"
@@ -140,10 +142,8 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """All names, those of plug-ins last. Imports every file of the room."""
-        return [
-            *sorted(self._whole_room(), key=str.lower),
-            *(n for n in self._plugged() if n not in self._whole_room()),
-        ]
+        own = self._whole_room()
+        return [*sorted(own, key=str.lower), *(name for name in self.plugged() if name not in own)]
 
     def kinds(self) -> list[type[T]]:
         """All kinds, in the order of their names."""
@@ -151,7 +151,7 @@ class Registry(Generic[T]):
 
     def plugged(self) -> list[str]:
         """Names of those that plug-ins define."""
-        return list(self._plugged())
+        return list(dict.fromkeys(str(vars(kind)["name"]) for kind in self._plugged()))
 
     def _whole_room(self) -> dict[str, type[T]]:
         package = importlib.import_module(self.room)
@@ -167,8 +167,8 @@ class Registry(Generic[T]):
             return {}
         return self._defined(importlib.import_module(name))
 
-    def _plugged(self) -> dict[str, type[T]]:
-        return {name: kind for plugin in _LOADED.values() for name, kind in self._defined(plugin.module).items()}
+    def _plugged(self) -> list[type[T]]:
+        return [kind for plugin in _LOADED.values() for kind in self._defined(plugin.module).values()]
 
     def _defined(self, module: ModuleType) -> dict[str, type[T]]:
         """Kinds that a module defines itself: what it imports is another's, and what is abstract is none."""

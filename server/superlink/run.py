@@ -36,12 +36,12 @@ def run(folder: Path, experiment: Experiment, heldout: Path | None, console: Con
     heldout   folder of a cohort, or a file of held-out images; needed at the first time
     Raises FederationError when no server runs or the run ends, ReleaseRefused after the report is written.
     """
+    plugins.refuse(experiment)
     admitted = [m.site for m in provision.members(folder) if m.admitted]
     if not admitted:
         raise FederationError("no site is admitted yet; approve their requests with `fedsynth server approve`")
     if experiment.data == "sites":
         raise ConfigError("`sites` of an experiment are for simulations; here the admitted sites take part")
-    plugins.refuse(experiment)
     check_weights(experiment.federation, admitted)
     sites = len(admitted)
     cohort = experiment.cohort.model_copy(update={"sites": sites})
