@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from server.metrics.base import Held
 from server.metrics.features import FrechetDistance, Space
@@ -35,6 +34,8 @@ def inception(weights: Path) -> nn.Module:
 
     Raises WeightsError where the file is absent or is not the file that defines FID, ConfigError without the extra.
     """
+    from torchmetrics.image.fid import FrechetInceptionDistance  # noqa: PLC0415 - as in features.py
+
     if not weights.is_file():
         raise WeightsError(f"no Inception weights at {weights}; give the path of pt_inception-2015-12-05-6726825d.pth")
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from server.metrics.base import Drawn, Held
 
@@ -63,6 +62,10 @@ def pairs(group_N: np.ndarray, rng: np.random.Generator, count: int = PAIRS) -> 
 
 def ms_ssim(a_NHW: Tensor, b_NHW: Tensor, pairs_K2: np.ndarray, batch: int = 25) -> np.ndarray:
     """MS-SSIM of each pair (K,); values in [0, 1], negative contrast terms count as 0."""
+    from torchmetrics.functional.image import (  # noqa: PLC0415 - as in features.py
+        multiscale_structural_similarity_index_measure,
+    )
+
     width = a_NHW.shape[1]
     scales = 3 if width >= 64 else 2 if width >= 32 else 1
     parts = []

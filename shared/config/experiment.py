@@ -9,9 +9,9 @@ Left out: anything that reads data, and defaults that depend on the machine (see
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from shared.config.record import Positive, PositiveFloat, Record
 from shared.config.site import Site, SiteName
@@ -131,6 +131,13 @@ class Federation(Record):
     server_optimizer: Literal["average", "momentum", "adam"] = "average"
     server_learning_rate: Annotated[float, Field(gt=0, le=100)] = 1.0
     proximal: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+    @field_validator("aggregation", mode="before")
+    @classmethod
+    def _rule(cls, said: Any) -> Any:  # which rules there are, the server knows
+        if not isinstance(said, str | dict):
+            raise ValueError("give the name of a rule, or {rule: name, setting: value}")
+        return said
 
 
 class Performance(Record):

@@ -72,6 +72,25 @@ def test_every_figure_has_a_floor_and_an_interval_that_contains_it(other_patient
     assert other_patients["FD-efflite0"].floor > 0
 
 
+def test_figures_are_what_they_have_always_been(evaluator: Evaluator) -> None:
+    """Value, floor, low and high of four patients, as the first version gave them: a metric that moves breaks old comparisons."""
+    known = {
+        "FD-efflite0": (57.2322, 67.7974, 42.6097, 74.4622),
+        "KID-efflite0": (0.0307933, 0.0546948, -0.00954922, 0.0887109),
+        "MS-SSIM diversity gap": (0.0949776, 0.0735673, 0.012332, 0.169884),
+        "NN-SSIM to held-out": (0.409, 0.376017, 0.326584, 0.472771),
+        "NN-PSNR to held-out": (16.2092, 14.9361, 14.7055, 17.2464),
+        "precision": (0.666667, 0.931667, 0.254167, 1),
+        "recall": (0.791667, 0.931667, 0.339583, 1),
+        "density": (1.13333, 0.650333, 0.293333, 1.845),
+        "coverage": (0.916667, 0.768333, 0.46875, 1),
+    }
+    found = evaluator(*slices(patients=4, per_patient=3, size=32, seed=9))
+    assert list(found) == list(known)
+    for name, expected in known.items():
+        assert tuple(found[name].to_dict().values()) == pytest.approx(expected, rel=1e-3, abs=1e-5), name
+
+
 def test_noise_is_far_above_the_floor(evaluator: Evaluator, other_patients: dict[str, Figure]) -> None:
     noise = evaluator(np.random.default_rng(0).integers(0, 256, (12, 32, 32), dtype=np.uint8))
     for key in ("FD-efflite0", "KID-efflite0"):
