@@ -40,10 +40,10 @@ def main(grid: Grid, context: Context) -> None:
         text = str(context.run_config["experiment"])
         if not text:
             raise ConfigError("the run has no experiment; start it with `fedsynth simulate CONFIG`")
-        experiment = validate(json.loads(text), Experiment, source="the run's experiment")
-        plugins.refuse(experiment)
         if nodes.names(out) is None:  # a simulation
             plugins.load_from_environment()
+        experiment = validate(json.loads(text), Experiment, source="the run's experiment")
+        plugins.refuse(experiment)
         with _alone(out), _room():
             coordinate(grid, experiment, out)
     except FedsynthError as error:

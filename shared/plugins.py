@@ -26,10 +26,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from shared.config.experiment import Experiment
+from shared.config.loading import tree_of, validate
 from shared.errors import ConfigError
+
+if TYPE_CHECKING:
+    from shared.config.experiment import Experiment
 
 VARIABLE = "FEDSYNTH_PLUGINS"  # for the processes of a simulation alone: paths, as in PATH
 T = TypeVar("T")
@@ -77,11 +80,17 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-def load_named(experiment: Experiment, beside: Path) -> Experiment:
-    """The experiment without its plug-ins, which are loaded: their paths are relative to `beside`, the folder of its file."""
-    for path in experiment.plugins:
-        load(beside / path)
-    return experiment.model_copy(update={"plugins": ()})
+def read(path: Path, overrides: dict[str, Any] | None = None) -> Experiment:
+    """An experiment from its file, for a simulation: the plug-ins that it names, relative to the file, are loaded before the rest
+    is looked at, and it comes back without them. Otherwise as `shared.config.loading.read`."""
+    from shared.config.experiment import Experiment  # noqa: PLC0415 - its own kinds may be found by this module
+
+    tree = tree_of(path, overrides)
+    named = tree.get("plugins")
+    if isinstance(named, list) and all(isinstance(file, str) for file in named):  # anything else is refused below
+        for file in named:
+            load(path.parent / file)
+    return validate(tree, Experiment, source=str(path)).model_copy(update={"plugins": ()})
 
 
 def refuse(experiment: Experiment) -> None:

@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 
 from shared import plugins
-from shared.config.experiment import Experiment
 from shared.config.loading import read
 from shared.errors import ConfigError
 from simulations.pretrain import Pretraining, pretrain
@@ -58,7 +57,7 @@ def simulate_command(
         overrides["seed"] = seed
     if force:
         overrides["privacy.max_nsr"] = 1e9
-    experiment = plugins.load_named(read(config, Experiment, overrides), config.parent)
+    experiment = plugins.read(config, overrides)
     if sites is not None and experiment.sites:
         raise ConfigError(f"{config} lists its sites, so --sites does not apply; edit the list")
     if dry:

@@ -25,6 +25,11 @@ def read(path: Path, kind: type[R], overrides: dict[str, Any] | None = None) -> 
 
     Raises ConfigError, in one line, when the file is missing, is not YAML, or holds an unknown or invalid key.
     """
+    return validate(tree_of(path, overrides), kind, source=str(path))
+
+
+def tree_of(path: Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What a YAML file says, not checked yet; ConfigError when it is missing or is not YAML."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -43,7 +48,7 @@ def read(path: Path, kind: type[R], overrides: dict[str, Any] | None = None) -> 
         for parent in parents:
             branch = branch.setdefault(parent, {})
         branch[leaf] = value
-    return validate(tree, kind, source=str(path))
+    return tree
 
 
 def validate(tree: dict[str, Any], kind: type[R], source: str) -> R:

@@ -103,6 +103,14 @@ def test_a_plug_in_that_cannot_be_loaded_is_one_sentence(tmp_path: Path, source:
     assert not [name for name in sys.modules if name.startswith("fedsynth_plugin_mine")]
 
 
+@pytest.mark.parametrize("named", ["mine.py", [3], {"a": "b"}])
+def test_plug_ins_that_are_no_list_of_files_are_refused_and_nothing_is_run(tmp_path: Path, named: object) -> None:
+    path = write(tmp_path, plugins=named)
+    with pytest.raises(ConfigError, match="`plugins"):
+        plugins.read(path)
+    assert not plugins.loaded()
+
+
 def test_a_plug_in_runs_once_and_a_changed_file_takes_its_place(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(RULE.format(name="first"))
