@@ -89,6 +89,7 @@ class Evaluator:
         self._metrics = [kind() for kind in kinds]
         for metric in self._metrics:
             metric.fit(self._held)
+        self._held.fitted()
 
     def __call__(self, x_NHW: np.ndarray, patient_N: np.ndarray | None = None) -> dict[str, Figure]:
         """Figures of drawn images by name: (N, H, W) uint8, at least two, of the held-out size. DataError otherwise.

@@ -139,6 +139,7 @@ class Held(_Shared):
     samples    drawn images that an evaluation has
     seed       of whatever else a metric draws
     options    files of weights and switches that were given: "inception_weights", "lpips_weights", "radiomics"
+    fitting    see `while_fitting`
     keep       keeps arrays between evaluations, where the user has named a folder for it
     """
 
@@ -149,7 +150,16 @@ class Held(_Shared):
     samples: int
     seed: int
     options: Mapping[str, Path | bool] = field(default_factory=dict)
+    fitting: _Shared = field(default_factory=_Shared)
     keep: Callable[[str, Callable[[], np.ndarray]], np.ndarray] = lambda name, make: make()
+
+    def while_fitting(self, name: str, make: Callable[[], R]) -> R:
+        """As `once`, for what is large and no longer needed when all metrics are fitted."""
+        return self.fitting.once(name, make)
+
+    def fitted(self) -> None:
+        """All metrics are fitted."""
+        self.fitting = _Shared()
 
     def file(self, option: str, metric: str) -> Path:
         """The file that was given as an option. ConfigError where none was."""

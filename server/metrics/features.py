@@ -185,8 +185,8 @@ class Space:
         self.real_Nd = torch.from_numpy(held.kept(f"{name} features", lambda: extract(network, held.x_NHW).numpy()))
 
     def products(self) -> Products:
-        """Of the held-out images with themselves."""
-        return self.held.once(f"{self.name} products", lambda: Products(self.real_Nd, self.real_Nd))
+        """Of the held-out images with themselves, while metrics are fitted."""
+        return self.held.while_fitting(f"{self.name} products", lambda: Products(self.real_Nd, self.real_Nd))
 
     def floor(self, name: str, score: Callable[[Products, Tensor, Tensor], float]) -> float:
         """What one half of the patients scores against the other, on average."""

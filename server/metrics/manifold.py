@@ -70,7 +70,7 @@ class ManifoldMetric(Metric):
         self.space = efflite0(held)
 
         def four(split: Split) -> Sequence[float]:
-            distance_NN = held.once("efflite0 distances", lambda: self.space.products().squared_distances()[0])
+            distance_NN = held.while_fitting("efflite0 distances", lambda: self.space.products().squared_distances()[0])
             i, j = (torch.from_numpy(np.flatnonzero(side)) for side in (split.reference_N, split.other_N))
             balls = manifold(distance_NN[i][:, i], distance_NN[i][:, j], distance_NN[j][:, j])
             return balls.figures(torch.ones(len(i)), torch.ones(len(j)))
