@@ -30,7 +30,7 @@ from client.answers import Answers
 from client.dataset import Patient
 from client.train import train
 from privacy import noise
-from shared import logs, messages
+from shared import logs, messages, plugins
 from shared.config.loading import read
 from shared.config.site import Site
 from shared.errors import FederationError, FedsynthError, PrivacyError
@@ -197,6 +197,7 @@ def locate(context: Context) -> tuple[Site, Path]:
                 f"there is no site for partition {partition}; the simulation has {len(folders)} sites"
             )
         path = folders[partition] / "site.yaml"
+        plugins.load_from_environment()
     else:
         raise FederationError("this node has no site; start it with --node-config 'site=\"/path/site.yaml\"'")
     return read(path, Site), Path(str(context.node_config.get("work", path.parent)))

@@ -5,7 +5,7 @@
                                                      base: none
                                                      training: {trainable: full}
 
-Its name is the file's. What must hold for every model is written in shared/models/base.py.
+What must hold for every model is written in shared/models/base.py.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class MySettings(ModelSettings):
 class MyModel(GenerativeModel):
     """Encoder and decoder, both trained on patients: their loss is a sum over one patient's slices."""
 
+    name = "my-model"
     Settings = MySettings
 
     def __init__(

@@ -21,6 +21,8 @@ from flwr.serverapp import Grid, ServerApp
 from server import journal
 from server.coordinate import coordinate
 from server.events import Events
+from server.superlink import nodes
+from shared import plugins
 from shared.config.experiment import Experiment
 from shared.config.loading import validate
 from shared.errors import ConfigError, FederationError, FedsynthError
@@ -38,7 +40,10 @@ def main(grid: Grid, context: Context) -> None:
         text = str(context.run_config["experiment"])
         if not text:
             raise ConfigError("the run has no experiment; start it with `fedsynth simulate CONFIG`")
+        if nodes.names(out) is None:  # a simulation
+            plugins.load_from_environment()
         experiment = validate(json.loads(text), Experiment, source="the run's experiment")
+        plugins.refuse(experiment)
         with _alone(out), _room():
             coordinate(grid, experiment, out)
     except FedsynthError as error:

@@ -18,7 +18,8 @@ from flwr.serverapp import Grid
 
 from privacy.noise import SEED_VARIABLE
 from server import checkpoint, journal
-from server.aggregate import ServerOptimizer, Tensors
+from server.aggregation.base import Tensors
+from server.aggregation.server_optimizer import ServerOptimizer
 from server.evaluation.evaluate import Evaluator, Heldout
 from server.evaluation.study import study
 from server.events import Events, read
@@ -36,8 +37,6 @@ from shared.journal.journal import configuration
 from shared.models import weights
 from shared.models.base import GenerativeModel
 from shared.models.device import device_for
-
-SELECTION_METRIC = "FD-efflite0"
 
 
 def coordinate(grid: Grid, experiment: Experiment, out: Path) -> None:
@@ -58,7 +57,8 @@ def coordinate(grid: Grid, experiment: Experiment, out: Path) -> None:
         heldout,
         bootstrap=experiment.evaluation.bootstrap,
         seed=experiment.seed,
-        inception_weights=_inception_weights(),
+        metrics=experiment.evaluation.metrics,
+        options={"inception_weights": _inception_weights()},
         samples=experiment.evaluation.samples,
     )
     sites = len(experiment.sites) or experiment.cohort.sites
@@ -85,6 +85,7 @@ def coordinate(grid: Grid, experiment: Experiment, out: Path) -> None:
             nsr=work.nsr,
             trainable_parameters=work.trainable_parameters,
             device=device.type,
+            descriptions={name: told.to_dict() for name, told in evaluator.descriptions.items()},
             configuration=hashed,
         )
         after_round(0, tensors)
@@ -144,10 +145,9 @@ def _evaluate(
     events.write("evaluated", round=number, metrics={name: figure.to_dict() for name, figure in figures.items()})
     trained = [e for e in read(events.path) if e["event"] == "evaluated" and e["round"] > 0]
     if trained:
-        best = min(trained, key=lambda e: float(e["metrics"][SELECTION_METRIC]["value"]))
-        checkpoint.mark_best(
-            out / "checkpoints", best["round"], SELECTION_METRIC, best["metrics"][SELECTION_METRIC]["value"]
-        )
+        name = settings.select_by
+        best = min(trained, key=lambda e: evaluator.descriptions[name].distance(**e["metrics"][name])[0])
+        checkpoint.mark_best(out / "checkpoints", best["round"], name, best["metrics"][name]["value"])
 
 
 def _study(experiment: Experiment, evaluator: Evaluator, heldout: Heldout, events: Events, out: Path) -> None:

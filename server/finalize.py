@@ -20,6 +20,7 @@ from server.events import read as read_events
 from server.release import gate, release, seal
 from server.release.release_vote import answers, proposed
 from server.summary import write_summary
+from shared import plugins
 from shared.config.experiment import Experiment
 from shared.config.loading import read as read_config
 from shared.crypto import signing
@@ -66,6 +67,8 @@ def summarise(out: Path) -> dict[str, Any]:
         "trainable_parameters": start["trainable_parameters"],
         "nsr": start["nsr"],
         "metrics": metrics,
+        "descriptions": start.get("descriptions", {}),
+        "select_by": experiment.evaluation.select_by,
         "bytes_per_round": sum(e["bytes"] for e in replies) / max(1, len(finished)),
         "seconds": events[-1]["seconds"],
         "device": start["device"],
@@ -79,7 +82,9 @@ def summarise(out: Path) -> dict[str, Any]:
             None,
         ),
         "base": {"name": experiment.base, "sha256": base_sha256(experiment)},
-        "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in VERSIONS}
+        | {"python": platform.python_version()}
+        | plugins.digests(plugins.loaded()),
     }
     write_summary(out, summary)
     return summary

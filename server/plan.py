@@ -8,6 +8,8 @@ import torch
 
 from privacy import noisy_statistics
 from privacy.accounting import Event, epsilon, noise_multiplier_for, nsr
+from server.aggregation import base as aggregation
+from server.metrics import base as metrics
 from shared.adapters.base import attach
 from shared.config.experiment import Experiment
 from shared.errors import PrivacyError
@@ -34,7 +36,12 @@ class Plan:
 
 
 def plan(experiment: Experiment, *, force: bool = False) -> Plan:
-    """Calibrate the noise. PrivacyError when it would drown the signal (`privacy.max_nsr`), unless forced."""
+    """Calibrate the noise. PrivacyError when it would drown the signal (`privacy.max_nsr`), unless forced.
+
+    ConfigError first, where the experiment names a metric or a rule of aggregation that there is not.
+    """
+    metrics.check(experiment.evaluation)
+    aggregation.check(experiment.federation)
     with torch.device("meta"):  # sizes alone: the weights need not be there to plan
         model = weights.build(experiment.model, tuple(experiment.classes), experiment.classes)
         trainable = sum(p.numel() for p in attach(model, experiment.training.trainable).values())

@@ -42,6 +42,7 @@ class Run:
     drawn        (so far, of all) of the proposed images, while they are drawn
     judged       site -> its bit about the release; none: it gave none
     metrics      figure -> [{"round", "value", "floor", "low", "high"}, ...]
+    charted      the metric that says which round is best, as it describes itself (server/metrics/base.py); empty when not known
     samples      rounds whose drawn images were kept
     release      "released", "forced", "refused" or "" before there was a decision
     told         when it last wrote something
@@ -65,6 +66,7 @@ class Run:
     drawn: tuple[int, int] | None = None
     judged: dict[str, bool | None] = field(default_factory=dict)
     metrics: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    charted: dict[str, Any] = field(default_factory=dict)
     best_round: int | None = None
     samples: list[int] = field(default_factory=list)
     release: str = ""
@@ -86,6 +88,7 @@ def of(out: Path) -> Run:
     events = read(out / "server" / "events.jsonl")
     settings = _json(out / "server" / "experiment.json") or _json(out / "experiment.json") or _json(out / "wanted.json")
     facts: dict[str, Any] = {"failed": {}, "rounds_of": {}, "epsilons": {}, "judged": {}, "metrics": {}, "history": []}
+    facts["descriptions"] = {}
     facts |= {"contributed": [], "stage": "", "reason": ""}
     for event in events:
         _take(facts, event)
@@ -93,6 +96,9 @@ def of(out: Path) -> Run:
     best = _json(out / "server" / "checkpoints" / "best.json").get("round")
     samples = sorted(int(path.stem[6:]) for path in (out / "server" / "samples").glob("round-[0-9]*.npz"))
     state = _state(out, [e["event"] for e in events])
+    select_by = settings.get("evaluation", {}).get("select_by") or next(iter(facts["metrics"]), "")
+    described = facts.pop("descriptions").get(select_by, {})
+    charted = {"name": select_by} | described if select_by else {}
     if state not in ("running", "open"):
         facts["stage"] = ""
     facts.setdefault("rounds", training.get("rounds", 0))
@@ -102,6 +108,7 @@ def of(out: Path) -> Run:
         epsilon=privacy.get("epsilon"),
         delta=privacy.get("delta"),
         best_round=best,
+        charted=charted,
         samples=samples,
         release=_release(out),
         seconds=float(events[-1]["seconds"]) if events else 0.0,
@@ -118,6 +125,7 @@ def _take(facts: dict[str, Any], event: dict[str, Any]) -> None:
         facts["round"] = event["round"]
     if kind == "run_started":
         facts |= {"rounds": event["rounds"], "sites": event["sites"]}
+        facts["descriptions"] = event.get("descriptions", {})
     elif kind in ("run_resumed", "round_started"):
         facts |= {"contributed": [], "asked": event.get("asked", 0), "drawn": None, "reason": ""}
         facts["attempt"] = 1 if kind == "run_resumed" else facts.get("attempt", 1)

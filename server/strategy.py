@@ -39,7 +39,8 @@ from flwr.serverapp import Grid
 
 from privacy.accounting import Event, epsilon
 from privacy.noisy_statistics import asked, possible
-from server.aggregate import ServerOptimizer, Tensors, aggregator
+from server.aggregation.base import Tensors, aggregator
+from server.aggregation.server_optimizer import ServerOptimizer
 from server.dispatch import POLL_S, Answer, Names, ask
 from server.events import Events
 from server.ledgers import Ledgers, Shown

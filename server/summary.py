@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from shared.config.experiment import Evaluation
 from shared.errors import DataError
 
 
@@ -40,6 +41,8 @@ class Summary(BaseModel):
     epsilon_per_patient per site, over all rounds; none where a site trained without privacy
     nsr                 noise-to-signal ratio of one step, none without privacy
     metrics             metric -> round as text -> figure; round "0" is the public base
+    descriptions        metric -> how its figures are shown and read (server/metrics/base.py); absent in summaries of older runs
+    select_by           the metric that says which round is best
     statistics          noisy figure ("patient-count", "mean-loss") -> what sites gave; empty where none was asked
     studied             biomarkers and downstream utility of the best round (server/evaluation/study.py), none where not measured
     bytes_per_round     all sites together, updates only
@@ -62,6 +65,8 @@ class Summary(BaseModel):
     trainable_parameters: int
     nsr: float | None
     metrics: dict[str, dict[str, Measured]]
+    descriptions: dict[str, dict[str, Any]] = {}
+    select_by: str = Evaluation().select_by
     statistics: dict[str, Noisy] = {}
     studied: dict[str, Any] | None = None
     bytes_per_round: float

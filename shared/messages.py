@@ -245,6 +245,8 @@ def _experiment(config: ConfigRecord, what: str) -> Experiment:
     experiment = validate(tree, Experiment, source=f"{what}'s experiment")
     if not re.fullmatch(BASE_NAME, experiment.base):
         raise MessageError(f"{what} names a base by a path; what travels names a shipped base")
+    if experiment.plugins:
+        raise MessageError(f"{what} names plug-ins; a site runs what the approved bundle holds")
     return experiment
 
 

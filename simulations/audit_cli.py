@@ -13,8 +13,7 @@ from rich.table import Table
 from client.cli import progress
 from privacy.accounting import gdp_mu
 from privacy.membership_inference import ceiling
-from shared.config.experiment import Experiment
-from shared.config.loading import read
+from shared import plugins
 from shared.errors import PrivacyError
 from simulations.audit import Audit, run
 
@@ -35,7 +34,7 @@ def audit_command(
 
     The canaries' bound holds with 95 % confidence. Below the stated epsilon it proves nothing; above, the code is wrong.
     """
-    experiment = read(config, Experiment)
+    experiment = plugins.read(config)
     folder = out or Path("out") / f"{experiment.name}-audit"
     found = run(experiment, folder, canaries=canaries, finished=finished, progress=progress)
     if as_json:

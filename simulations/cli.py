@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from shared.config.experiment import Experiment
+from shared import plugins
 from shared.config.loading import read
 from shared.errors import ConfigError
 from simulations.pretrain import Pretraining, pretrain
@@ -57,7 +57,7 @@ def simulate_command(
         overrides["seed"] = seed
     if force:
         overrides["privacy.max_nsr"] = 1e9
-    experiment = read(config, Experiment, overrides)
+    experiment = plugins.read(config, overrides)
     if sites is not None and experiment.sites:
         raise ConfigError(f"{config} lists its sites, so --sites does not apply; edit the list")
     if dry:

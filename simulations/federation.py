@@ -20,7 +20,7 @@ from typing import Any
 
 from client.app import SEED_VARIABLE, SITES_VARIABLE
 from server.events import read
-from shared import flower, ports
+from shared import flower, plugins, ports
 from shared.config.experiment import Experiment
 from shared.errors import FederationError
 from simulations import guardian
@@ -49,6 +49,7 @@ def federate(
     environment = (
         os.environ
         | flower.SETTINGS
+        | plugins.environment()
         | {
             "FLWR_HOME": str(home.resolve()),
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -60,6 +61,8 @@ def federate(
     if inception_weights is not None:
         environment["FEDSYNTH_INCEPTION_WEIGHTS"] = str(inception_weights.resolve())
     environment.pop(SEED_VARIABLE, None)
+    if not plugins.loaded():
+        environment.pop(plugins.VARIABLE, None)
     if repeatable:
         environment[SEED_VARIABLE] = str(experiment.seed)
     sites = len(experiment.sites) or experiment.cohort.sites

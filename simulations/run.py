@@ -16,11 +16,12 @@ from rich.console import Console
 from client import dataset
 from client.readers.ingest import ingest
 from server import finalize
-from server.aggregate import check_weights
+from server.aggregation.base import check_weights
 from server.evaluation.evaluate import Heldout
 from server.plan import plan
 from server.reports.report import write_report
 from server.superlink.follow import Follow, progress
+from shared import plugins
 from shared.config.experiment import Experiment
 from shared.config.loading import read
 from shared.config.site import Site
@@ -49,8 +50,11 @@ def simulate(
 ) -> Path:
     """Run the experiment into `out`; returns the path of the report. ReleaseRefused comes after the report is written.
 
+    Plug-ins that this process has loaded take part (shared/plugins.py); an experiment that still names some is refused.
+
     repeatable   all noise from the experiment's seed: the run repeats bit for bit, protects nobody and is never released
     """
+    plugins.refuse(experiment)
     out = out.resolve()  # the apps run in folders of their own
     # Check before anything is made
     device = device_for(experiment.performance)

@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from server.evaluation.evaluate import Figure, interval
 from server.evaluation.heldout import Heldout
+from server.metrics.base import Figure, interval
 from shared.errors import DataError
 
 SCALARS = ("ventricle-to-brain ratio", "CSF fraction", "grey fraction", "white fraction")

@@ -6,7 +6,7 @@ of floors and intervals grows with the cube of that number.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from server.evaluation import frd, image_sets
-from server.evaluation.evaluate import Evaluator, Figure
+from server.evaluation import image_sets
+from server.evaluation.evaluate import Evaluator
 from server.evaluation.heldout import Heldout
 from server.evaluation.image_sets import Gallery
 from server.evaluation.study import study
+from server.metrics.base import METRICS, Description, Figure
+from shared.config.experiment import Evaluation
 from shared.errors import DataError
 
 
@@ -26,14 +28,16 @@ from shared.errors import DataError
 class Comparison:
     """What came of it: figures by name, how they were made, what must be known to read them, and the images themselves.
 
-    extras   figures with a floor but without an interval
-    studied  biomarkers and downstream utility (see `study`), none where the sets have no class in common
+    extras        figures with a floor but without an interval
+    descriptions  how the figures of each metric are shown and read
+    studied       biomarkers and downstream utility (see `study`), none where the sets have no class in common
     """
 
     real: Gallery
     synthetic: Gallery
     figures: dict[str, Figure]
     extras: dict[str, dict[str, float]]
+    descriptions: dict[str, Description]
     protocol: dict[str, Any]
     notes: list[str]
     studied: dict[str, Any]
@@ -59,6 +63,7 @@ def compare(
     size: int | None = None,
     bootstrap: int = 200,
     seed: int = 0,
+    metrics: Sequence[str] = Evaluation().metrics,
     inception_weights: Path | None = None,
     lpips_weights: Path | None = None,
     with_radiomics: bool = False,
@@ -71,6 +76,7 @@ def compare(
     patients   how to know the patients of `real`: "auto", "folder", "image", or a CSV
     images     at most so many of either set
     size       pixels a side; none: the smaller of the two sets' own, between 16 and 256
+    metrics    names of what is measured; those of plug-ins that are loaded are added
 
     with_utility   also train classifiers on either set; the sets must have two class names in common
 
@@ -82,9 +88,9 @@ def compare(
     sides = [image_sets.side(c) for c in chosen]
     pixels = size or min(max(min(sides), image_sets.SMALLEST), image_sets.LARGEST)
     total = sum(len(c) for c in chosen)
-    told = progress or (lambda done, of: None)
-    a = image_sets.load(chosen[0], pixels, lambda done, _: told(done, total))
-    b = image_sets.load(chosen[1], pixels, lambda done, _: told(len(chosen[0]) + done, total))
+    tell = progress or (lambda done, of: None)
+    a = image_sets.load(chosen[0], pixels, lambda done, _: tell(done, total))
+    b = image_sets.load(chosen[1], pixels, lambda done, _: tell(len(chosen[0]) + done, total))
     if len(b.x_NHW) < 2:
         raise DataError("the synthetic set holds a single image; at least 2 are needed")
     if with_utility and len(_common(a, b)) < 2:
@@ -97,14 +103,19 @@ def compare(
         heldout,
         bootstrap=bootstrap,
         seed=seed,
-        inception_weights=inception_weights,
-        lpips_weights=lpips_weights,
+        metrics=[*metrics, *METRICS.plugged()],
+        options={
+            "inception_weights": inception_weights,
+            "lpips_weights": lpips_weights,
+            "radiomics": with_radiomics,
+        },
         samples=len(b.x_NHW),
         cache=cache,
     )
-    figures = evaluator(b.x_NHW, b.patient_N if b.patients_known else None)
+    found_all, told = evaluator(b.x_NHW, b.patient_N if b.patients_known else None), evaluator.descriptions
+    figures = {name: figure for name, figure in found_all.items() if told[name].has_interval}
+    extras = {n: {"value": f.value, "floor": f.floor} for n, f in found_all.items() if n not in figures}
     studied = _studied(a, b, heldout, evaluator, bootstrap, seed, with_utility)
-    extras = {"FRD": frd.frd(heldout, b.x_NHW, seed)} if with_radiomics else {}
     protocol = evaluator.protocol | {
         "pixels": pixels,
         "real_pixels": sides[0],
@@ -117,7 +128,7 @@ def compare(
         "versions": {name: version(name) for name in ("fedsynth", "torch", "torchmetrics")},
     }
     notes = _notes(a, b, found, sides, pixels, images) + studied["notes"]
-    return Comparison(a, b, figures, extras, protocol, notes, studied)
+    return Comparison(a, b, figures, extras, told, protocol, notes, studied)
 
 
 def _common(a: Gallery, b: Gallery) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,7 @@ from markupsafe import Markup
 
 from server.evaluation import study
 from server.evaluation.compare import Comparison
-from server.evaluation.evaluate import Figure
 from server.reports import report_plots as plots
-from server.reports import report_words as words
 from server.reports.report_page import HEAD, STYLE
 from server.reports.report_tables import study_table
 
@@ -94,12 +91,12 @@ def write_page(found: Comparison, path: Path) -> None:
         real=_mosaic(found.real.x_NHW, "Real"),
         synthetic=_mosaic(found.synthetic.x_NHW, "Synthetic"),
         intervals={
-            "light": _data(plots.panels(found.figures, words.factor, words.title, plots.LIGHT)),
-            "dark": _data(plots.panels(found.figures, words.factor, words.title, plots.DARK)),
+            "light": _data(plots.panels(found.figures, found.descriptions, plots.LIGHT)),
+            "dark": _data(plots.panels(found.figures, found.descriptions, plots.DARK)),
             "alt": "Every figure with its interval, beside what real images score: the table below holds the same numbers",
             "caption": "Dot and bar: value and 95 % interval. Dashed: real against real.",
         },
-        figures=_table(found.figures, found.extras),
+        figures=_table(found),
         biomarkers=study_table(study.BIOMARKER_HEADS, study.biomarker_rows(found.studied)),
         biomarker_words=study.biomarker_words(found.studied),
         utility=study_table(study.UTILITY_HEADS, study.utility_rows(found.studied)),
@@ -126,20 +123,13 @@ def _data(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def _table(figures: Mapping[str, Figure], extras: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    rows: list[list[Any]] = [
-        [
-            words.title(name),
-            {"value": words.number(f.value, name), "sub": words.interval(f, name)},
-            words.number(f.floor, name),
-            words.READINGS.get(name, ""),
-        ]
-        for name, f in figures.items()
-    ]
-    rows += [
-        [name, {"value": f"{f['value']:.3g}", "sub": "no interval"}, f"{f['floor']:.3g}", words.READINGS.get(name, "")]
-        for name, f in extras.items()
-    ]
+def _table(found: Comparison) -> dict[str, Any]:
+    rows: list[list[Any]] = []
+    for name, told in found.descriptions.items():
+        f = found.figures.get(name)
+        value, floor = (f.value, f.floor) if f else (found.extras[name]["value"], found.extras[name]["floor"])
+        sub = told.interval(f.low, f.high) if f else "no interval"
+        rows.append([told.title, {"value": told.shown(value), "sub": sub}, told.shown(floor), told.reading])
     columns = [("Measure", ""), ("Synthetic", "n"), ("Real against real", "n"), ("How to read it", "q")]
     return {"columns": columns, "rows": rows, "short": False}
 

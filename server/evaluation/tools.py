@@ -49,6 +49,9 @@ def evaluate(
             "--utility", help="add what classifiers trained on either set know of real patients; needs classes"
         ),
     ] = False,
+    plugin: Annotated[
+        list[Path] | None, typer.Option(help="a file of your own that defines metrics; may be given again")
+    ] = None,
     cache: Annotated[
         Path | None,
         typer.Option(help="folder that keeps features of the real images between calls; as private as they are"),
@@ -61,8 +64,11 @@ def evaluate(
     from server.evaluation import study  # noqa: PLC0415
     from server.evaluation.compare import compare  # noqa: PLC0415 - torch takes seconds, and --help needs none of it
     from server.evaluation.compare_page import write_page  # noqa: PLC0415
+    from shared import plugins  # noqa: PLC0415
     from shared.durable import write_bytes  # noqa: PLC0415
 
+    for path in plugin or []:
+        plugins.load(path)
     inception = inception_weights or _path(os.environ.get("FEDSYNTH_INCEPTION_WEIGHTS"))
     with progress("reading") as tell:
         found = compare(
@@ -89,9 +95,11 @@ def evaluate(
         return
     table = Table("measure", "synthetic", "95 %", "real against real")
     for name, f in found.figures.items():
-        table.add_row(name, f"{f.value:.4g}", f"{f.low:.4g} to {f.high:.4g}", f"{f.floor:.4g}")
+        told = found.descriptions[name]
+        table.add_row(told.title, told.shown(f.value), told.interval(f.low, f.high), told.shown(f.floor))
     for name, extra in found.extras.items():
-        table.add_row(name, f"{extra['value']:.4g}", "none", f"{extra['floor']:.4g}")
+        told = found.descriptions[name]
+        table.add_row(told.title, told.shown(extra["value"]), "none", told.shown(extra["floor"]))
     Console().print(table)
     for heads, rows in (
         (study.BIOMARKER_HEADS, study.biomarker_rows(found.studied)),

@@ -34,9 +34,9 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from server.evaluation import features, similarity
-from server.evaluation.evaluate import interval
 from server.evaluation.heldout import Heldout
+from server.metrics import features, similarity
+from server.metrics.base import interval
 from shared.errors import DataError
 
 SEEDS, STEPS, BATCH, FOLDS = 3, 200, 64, 5

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from server.evaluation import similarity
 from server.evaluation.heldout import Heldout
+from server.metrics import similarity
 from shared.config.experiment import Gate
 
 SEEN = 500  # drawn images that the central checks look at, spread over all

@@ -26,6 +26,7 @@ from server.reports import report_words as words
 from server.reports.report_data import Run, read_run
 from server.reports.report_page import PAGE, STYLE
 from server.reports.report_tables import tables
+from shared.plugins import slug
 
 COLUMNS = 6  # slices in a row of the real and synthetic mosaics
 ROWS = 5  # classes shown at most
@@ -142,11 +143,11 @@ def _strips(run: Run, album: _Album) -> list[dict[str, str]]:
         if drawn is None:
             run.missing.append(f"The images of round {number} could not be read.")
             continue
-        figure = run.figure(words.FD, number)
+        figure = run.figure(run.selecting.name, number)
         strips.append(
             {
                 "title": words.column(run, number),
-                "note": f"{words.FD} {words.number(figure.value, words.FD)}" if figure else "not evaluated",
+                "note": f"{run.selecting.title} {run.selecting.shown(figure.value)}" if figure else "not evaluated",
                 "light": album.add(f"round-{number:03d}", plots.mosaic([drawn[0][:STRIP]], min(STRIP, len(drawn[0])))),
                 "alt": f"Slices drawn after round {number}",
             }
@@ -155,15 +156,17 @@ def _strips(run: Run, album: _Album) -> list[dict[str, str]]:
 
 
 def _charts(run: Run, album: _Album) -> dict[str, Any]:
-    """Distances over the rounds, and epsilon per site."""
+    """Distances over the rounds, and whatever says which round is best; epsilon per site."""
     distances = []
-    for metric in [m for m in ("FID", words.FD, words.KID) if run.trace(m)]:
-        trace, title = run.trace(metric), words.title(metric)
-        draw = partial(plots.over_rounds, trace, title, words.factor(metric), run.summary.best_round)
-        said = ", ".join(f"round {n} {words.number(m.value, metric)}" for n, m in trace)
-        alt = f"{title} over the rounds: {said}; real against real {words.number(trace[-1][1].floor, metric)}"
-        caption = "Lower is nearer. Band: 95 % interval. Dashed: real against real."
-        distances.append(album.chart(metric.lower(), draw, alt, caption))
+    for name, metric in run.descriptions.items():
+        if not run.trace(name) or (metric.better != "lower" and metric != run.selecting):
+            continue
+        trace = run.trace(name)
+        draw = partial(plots.over_rounds, trace, metric.title, metric.factor, run.summary.best_round)
+        said = ", ".join(f"round {n} {metric.shown(m.value)}" for n, m in trace)
+        alt = f"{metric.title} over the rounds: {said}; real against real {metric.shown(trace[-1][1].floor)}"
+        caption = f"{metric.goal} Band: 95 % interval. Dashed: real against real."
+        distances.append(album.chart(slug(name).replace("_", "-"), draw, alt, caption))
     spent: dict[str, list[tuple[int, float]]] = {}
     for event in run.of("site_replied"):
         if event.get("epsilon") is not None and event.get("round") is not None:

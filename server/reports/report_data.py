@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from server.evaluation.evaluate import Heldout
+from server.metrics.base import Description, describe
 from server.release.cards import Statement
 from server.release.gate import Verdict
 from server.summary import Measured, Summary, read_summary
@@ -85,6 +86,16 @@ class Run:
     def trace(self, metric: str) -> list[tuple[int, Measured]]:
         """A metric over the rounds, in order."""
         return sorted((int(number), figure) for number, figure in self.summary.metrics.get(metric, {}).items())
+
+    @cached_property
+    def descriptions(self) -> dict[str, Description]:
+        """How each metric's figures are shown and read, by name."""
+        return describe([*self.summary.metrics, self.summary.select_by], self.summary.descriptions)
+
+    @property
+    def selecting(self) -> Description:
+        """The metric that says which round is best."""
+        return self.descriptions[self.summary.select_by]
 
     def statement(self) -> Statement:
         """The privacy statement of the run, from its summary and settings."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from server.metrics.base import Description
 from server.summary import Measured
 
 GAP = 2  # pixels between slices
@@ -174,15 +175,15 @@ def epsilons(spent: Mapping[str, Sequence[tuple[int, float]]], cap: float | None
 
 def panels(
     figures: Mapping[str, Figured],
-    factor: Callable[[str], float],
-    title: Callable[[str], str],
+    descriptions: Mapping[str, Description],
     theme: Theme,
 ) -> bytes:
     """One small panel a figure: the value and its interval as a dot and a bar, what real images score as a dashed line."""
     rows = []
     for name, f in figures.items():
-        k = factor(name)
-        rows.append((title(name), f.value * k, f.low * k, f.high * k, [f.floor * k]))
+        told = descriptions[name]
+        k = told.factor
+        rows.append((told.title, f.value * k, f.low * k, f.high * k, [f.floor * k]))
     return _strips(rows, theme)
 
 

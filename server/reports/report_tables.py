@@ -52,16 +52,15 @@ def _table(columns: list[tuple[str, str]], rows: list[list[Any]], *, short: bool
 
 def _figures(run: Run) -> Table | None:
     """Every metric at the base, the best and the last round, with interval, floor and meaning."""
-    known = [metric for metric in words.READINGS if run.trace(metric)]
-    metrics = known + [metric for metric in run.summary.metrics if metric not in known and run.trace(metric)]
+    metrics = [metric for metric in run.descriptions if run.trace(metric)]
     measured = sorted({number for metric in metrics for number, _ in run.trace(metric)})
     numbers = sorted({n for n in (0, run.summary.best_round, *measured[-1:]) if n in measured})
     rows = []
     for metric in metrics:
         found = [run.figure(metric, number) for number in numbers]
-        cells = [{"value": words.number(f.value, metric), "sub": words.interval(f, metric)} if f else "" for f in found]
-        floor = words.number(run.trace(metric)[-1][1].floor, metric)
-        rows.append([words.title(metric), *cells, floor, words.READINGS.get(metric, "")])
+        told = run.descriptions[metric]
+        cells = [{"value": told.shown(f.value), "sub": told.interval(f.low, f.high)} if f else "" for f in found]
+        rows.append([told.title, *cells, told.shown(run.trace(metric)[-1][1].floor), told.reading])
     heads = [(words.column(run, number), "n") for number in numbers]
     return _table([("Measure", ""), *heads, ("Real against real", "n"), ("How to read it", "q")], rows)
 

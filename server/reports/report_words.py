@@ -7,48 +7,13 @@ from __future__ import annotations
 
 import json
 
+from server.metrics.base import Description
 from server.release import release
 from server.release.cards import contributed, shown, small
 from server.reports.report_data import Run
-from server.reports.report_plots import Figured
 from server.summary import Measured
 from shared.config.experiment import Release
 from shared.errors import ReleaseRefused
-
-FD, KID = "FD-efflite0", "KID-efflite0"
-GAP, NEAREST, PSNR = "MS-SSIM diversity gap", "NN-SSIM to held-out", "NN-PSNR to held-out"
-READINGS = {
-    "FID": "Distance to real images, Inception-v3 features. Lower is nearer.",
-    FD: "Distance to real images, EfficientNet-Lite0 features; not comparable with FID. Lower is nearer.",
-    KID: "The same features, unbiased at small numbers, times 1000. Lower is nearer; about 0 is real.",
-    GAP: "Above 0: drawn images are more alike than patients are. Below 0: less alike. About 0 is right.",
-    NEAREST: "Likeness to the nearest held-out image. 1 is a copy; higher is not better.",
-    PSNR: "The same by PSNR, in dB. 60 is a copy; higher is not better.",
-    "precision": "Share of drawn images that lie among real ones. Higher is better, up to real against real.",
-    "recall": "Share of real images that lie among drawn ones: is anything left out? Higher is better.",
-    "density": "How thickly real images lie around drawn ones; may pass 1. Higher is better.",
-    "coverage": "Share of real images with a drawn one close by. Higher is better, up to real against real.",
-    "LPIPS diversity gap": "As above with LPIPS, a distance: above 0 drawn images are less alike than patients are.",
-    "FRD": "Distance of radiomic features, log of the square. Lower is nearer.",
-}
-
-
-def factor(metric: str) -> float:
-    """KID is shown times 1000."""
-    return 1000.0 if metric == KID else 1.0
-
-
-def title(metric: str) -> str:
-    return f"{metric} \u00d7 1000" if metric == KID else metric
-
-
-def number(value: float, metric: str) -> str:
-    digits = {FD: 1, "FID": 1, KID: 1, GAP: 3, NEAREST: 3, PSNR: 1}.get(metric, 3)
-    return f"{value * factor(metric):.{digits}f}".replace("-", "\u2212")
-
-
-def interval(m: Figured, metric: str) -> str:
-    return f"{number(m.low, metric)} to {number(m.high, metric)}"
 
 
 def bytes_shown(count: float) -> str:
@@ -65,13 +30,14 @@ def seconds_shown(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min" if whole >= 7200 else f"{whole // 60} min {whole % 60} s"
 
 
-def compare(before: Measured | None, after: Measured | None) -> str | None:
+def compare(before: Measured | None, after: Measured | None, metric: Description) -> str | None:
     """ "nearer", "farther" or "not to be told apart", by whether two intervals overlap."""
     if before is None or after is None:
         return None
-    if after.high < before.low:
+    (_, low, high), (_, new_low, new_high) = (metric.distance(m.value, m.floor, m.low, m.high) for m in (before, after))
+    if new_high < low:
         return "nearer"
-    return "farther" if after.low > before.high else "not to be told apart"
+    return "farther" if new_low > high else "not to be told apart"
 
 
 def headline(run: Run) -> str:
@@ -84,15 +50,17 @@ def headline(run: Run) -> str:
         if statement.private
         else ", without privacy"
     )
-    base, best = run.figure(FD, 0), run.figure(FD, s.best_round)
-    found = compare(base, best)
+    metric = run.selecting
+    base, best = run.figure(metric.name, 0), run.figure(metric.name, s.best_round)
+    found = compare(base, best, metric)
     if found is None or base is None or best is None or s.best_round == 0:
         return f"{who}{epsilon}."
-    moved = f"from {number(base.value, FD)} for the public base to {number(best.value, FD)}"
+    moved = f"from {metric.shown(base.value)} for the public base to {metric.shown(best.value)}"
     verdict = {
-        "nearer": f"Its images are nearer to real patients than those of the base: {FD} went {moved}.",
-        "farther": f"Its images are farther from real patients than those of the base: {FD} went {moved}.",
-        "not to be told apart": f"Its images cannot be told from those of the base: {FD} went {moved}, within the intervals.",
+        "nearer": f"Its images are nearer to real patients than those of the base: {metric.title} went {moved}.",
+        "farther": f"Its images are farther from real patients than those of the base: {metric.title} went {moved}.",
+        "not to be told apart": f"Its images cannot be told from those of the base: {metric.title} went {moved}, within the "
+        "intervals.",
     }[found]
     return f"{who}{epsilon}. {verdict}"
 
@@ -101,7 +69,8 @@ def tiles(run: Run) -> list[dict[str, str]]:
     """The four figures at the top of the page."""
     s, statement = run.summary, run.statement()
     cap = f"cap {run.epsilon_cap:g}, " if run.epsilon_cap else ""
-    best = run.figure(FD, s.best_round)
+    metric = run.selecting
+    best = run.figure(metric.name, s.best_round)
     share = f"; noise to signal {s.nsr:.2g}" if s.nsr is not None else ""
     return [
         {
@@ -113,9 +82,10 @@ def tiles(run: Run) -> list[dict[str, str]]:
         },
         {"title": "Sites", "value": f"{s.sites_contributed} of {s.sites_total}", "note": "contributed to every round"},
         {
-            "title": FD,
-            "value": number(best.value, FD) if best else "none",
-            "note": f"best round {s.best_round}; {interval(best, FD)}; real against real {number(best.floor, FD)}"
+            "title": metric.title,
+            "value": metric.shown(best.value) if best else "none",
+            "note": f"best round {s.best_round}; {metric.interval(best.low, best.high)}; real against real "
+            f"{metric.shown(best.floor)}"
             if best
             else "not evaluated",
         },

@@ -162,18 +162,23 @@ function sites(f) {
 }
 
 function chart(r) {
-  const name = Object.keys(r.metrics)[0], points = name ? r.metrics[name] : [];
+  const told = r.charted, name = told.name, k = told.factor || 1;
+  const points = (name && r.metrics[name] || []).map(p => ({ round: p.round, value: k * p.value, floor: k * p.floor,
+    low: k * p.low, high: k * p.high }));
   $("figure").hidden = !points.length;
   $("pair").classList.toggle("alone", !points.length || !r.samples.length);
   if (!points.length) return;
   const width = 440, height = 210, right = width - 56, bottom = height - 24;
-  const end = points[points.length - 1], top = 1.08 * Math.max(...points.map(p => Math.max(p.high, p.floor)));
-  const x = n => 8 + (right - 8) * n / Math.max(1, r.rounds), y = v => 4 + (bottom - 4) * (1 - v / top);
+  const title = name + (k === 1 ? "" : " \u00d7 " + k), digits = told.digits;
+  const figure = v => digits === undefined ? short(v) : v.toFixed(digits);
+  const end = points[points.length - 1], low = 1.08 * Math.min(0, ...points.map(p => Math.min(p.low, p.floor)));
+  const top = 1.08 * Math.max(...points.map(p => Math.max(p.high, p.floor)), low + 1e-9);
+  const x = n => 8 + (right - 8) * n / Math.max(1, r.rounds), y = v => 4 + (bottom - 4) * (1 - (v - low) / (top - low));
   const line = (v, at) => svg("line", { x1: 8, x2: right, y1: y(v), y2: y(v), ...at });
   const path = (side, list) => list.map(p => x(p.round) + " " + y(p[side])).join("L");
-  const s = svg("svg", { viewBox: "0 0 " + width + " " + height, role: "img", "aria-label": name + " over the rounds" });
+  const s = svg("svg", { viewBox: "0 0 " + width + " " + height, role: "img", "aria-label": title + " over the rounds" });
   s.append(line(0, { stroke: "var(--line)" }), line(end.floor, { stroke: "var(--quiet)", "stroke-dasharray": "5 4" }));
-  s.append(svg("text", { x: right, y: y(end.floor) + 14, "text-anchor": "end" }, "real against real " + short(end.floor)));
+  s.append(svg("text", { x: right, y: y(end.floor) + 14, "text-anchor": "end" }, "real against real " + figure(end.floor)));
   const band = "M" + path("high", points) + "L" + path("low", points.slice().reverse()) + "Z";
   s.append(svg("path", { d: band, fill: "var(--accent)", "fill-opacity": ".16" }));
   s.append(svg("path", { d: "M" + path("value", points), fill: "none", stroke: "var(--accent)", "stroke-width": 2 }));
@@ -183,11 +188,11 @@ function chart(r) {
   }
   const step = Math.max(1, Math.ceil(r.rounds / 10));
   for (let n = 0; n <= r.rounds; n += step) s.append(svg("text", { x: x(n), y: height - 6, "text-anchor": "middle" }, n));
-  s.append(svg("text", { x: x(end.round) + 9, y: y(end.value) + 4, class: "value" }, short(end.value)));
-  $("title").textContent = name + " over the rounds";
+  s.append(svg("text", { x: x(end.round) + 9, y: y(end.value) + 4, class: "value" }, figure(end.value)));
+  $("title").textContent = title + " over the rounds";
   $("chart").replaceChildren(s);
   const best = r.best_round === null ? "" : " Best so far: round " + r.best_round + ".";
-  $("best").textContent = "Distance to held-out patients, with its 95 % interval; smaller is nearer." + best;
+  $("best").textContent = (told.reading ? told.reading + " " : "") + "With its 95 % interval." + best;
 }
 
 function samples(r) {

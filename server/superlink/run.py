@@ -13,13 +13,14 @@ import numpy as np
 from rich.console import Console
 
 from server import finalize, journal
-from server.aggregate import check_weights
+from server.aggregation.base import check_weights
 from server.evaluation.evaluate import Heldout
 from server.events import read as read_events
 from server.plan import plan
 from server.reports.report import write_report
 from server.superlink import jobs, provision
 from server.superlink.follow import Follow, progress
+from shared import plugins
 from shared.config.experiment import Experiment
 from shared.config.loading import read
 from shared.durable import write_bytes
@@ -36,6 +37,7 @@ def run(folder: Path, experiment: Experiment, heldout: Path | None, console: Con
     heldout   folder of a cohort, or a file of held-out images; needed at the first time
     Raises FederationError when no server runs or the run ends, ReleaseRefused after the report is written.
     """
+    plugins.refuse(experiment)
     admitted = [m.site for m in provision.members(folder) if m.admitted]
     if not admitted:
         raise FederationError("no site is admitted yet; approve their requests with `fedsynth server approve`")

@@ -12,6 +12,8 @@ from shared.models.base import GenerativeModel
 class AppearanceAdapter(Adapter):
     """The part `appearance` of a model that has one."""
 
+    name = "appearance"
+
     def chosen(self, model: GenerativeModel) -> dict[str, nn.Parameter]:
         parts = model.parts()
         if "appearance" not in parts:

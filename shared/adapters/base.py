@@ -12,14 +12,14 @@ from typing import ClassVar
 
 from torch import nn
 
+from shared.config.model import ADAPTERS
 from shared.models.base import GenerativeModel
-from shared.registry import ADAPTERS
 
 
 class Adapter(ABC):
-    """One way to train a model on patients. Keeps nothing."""
+    """One way to train a model on patients. Keeps nothing. `name`: what an experiment calls it; its file has the same."""
 
-    SEAM: ClassVar[bool] = True
+    name: ClassVar[str]
 
     @abstractmethod
     def chosen(self, model: GenerativeModel) -> dict[str, nn.Parameter]:
@@ -28,7 +28,7 @@ class Adapter(ABC):
 
 def attach(model: GenerativeModel, name: str) -> dict[str, nn.Parameter]:
     """The parameters that a site may change and that travel, by name; all others are frozen. ConfigError: no such adapter."""
-    adapter: Adapter = ADAPTERS.find(name)()
+    adapter: Adapter = ADAPTERS[name]()
     chosen = adapter.chosen(model)
     ids = {id(p) for p in chosen.values()}
     for p in model.parameters():

@@ -11,5 +11,7 @@ from shared.models.base import GenerativeModel
 class FullAdapter(Adapter):
     """All parts."""
 
+    name = "full"
+
     def chosen(self, model: GenerativeModel) -> dict[str, nn.Parameter]:
         return {name: p for part in model.parts().values() for name, p in part.items()}

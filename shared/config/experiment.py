@@ -13,10 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
-from shared.config.model import DEFAULT, ModelSettings, settings_of
+from shared.config.model import ADAPTERS, DEFAULT, ModelSettings, settings_of
 from shared.config.record import Positive, PositiveFloat, Record
 from shared.config.site import Site, SiteName
-from shared.registry import ADAPTERS
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0.01, le=100)]
@@ -98,13 +97,15 @@ class Privacy(Record):
 
 
 class Federation(Record):
-    """Who is waited for, and how updates combine (server/strategy.py, server/aggregate.py).
+    """Who is waited for, and how updates combine (server/strategy.py, server/aggregation).
 
     minimum_sites    a round needs as many good replies; none: what the release needs
     deadline_s       time for all replies of a round; a site that is later is left out of the round
     join_timeout_s   time for all sites to be there when a round begins
     attempts         a round with too few replies is asked again; the run ends when all attempts have failed
-    aggregation      "mean" of updates with public weights; the others withstand `assumed_bad_sites` sites that send nonsense
+    aggregation      the rule, by the name of its file in server/aggregation: "mean" of updates with public weights; "median",
+                     "trimmed-mean", "krum" and "multi-krum" withstand `assumed_bad_sites` sites that send nonsense. A rule that has
+                     more settings is given as {rule: name, setting: value}
     weights          how much a site counts in "mean" and "multi-krum", by its name, 0.01 to 100; who is not named counts 1. The
                      coordinator's to say, public (every site is sent it), and never derived from patient counts
     server_optimizer what is done with the combined update: "average" adds it, "momentum" (FedAvgM), "adam" (FedAdam)
@@ -115,12 +116,19 @@ class Federation(Record):
     deadline_s: PositiveFloat = 3600.0
     join_timeout_s: PositiveFloat = 180.0
     attempts: Positive = 3
-    aggregation: Literal["mean", "median", "trimmed-mean", "krum", "multi-krum"] = "mean"
+    aggregation: str | dict[str, str | bool | int | float] = "mean"
     assumed_bad_sites: Annotated[int, Field(ge=0)] = 1
     weights: dict[SiteName, Weight] = Field(default={})
     server_optimizer: Literal["average", "momentum", "adam"] = "average"
     server_learning_rate: Annotated[float, Field(gt=0, le=100)] = 1.0
     proximal: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+    @field_validator("aggregation", mode="before")
+    @classmethod
+    def _rule(cls, said: Any) -> Any:  # which rules there are, the server knows
+        if not isinstance(said, str | dict):
+            raise ValueError("give the name of a rule, or {rule: name, setting: value}")
+        return said
 
 
 class Performance(Record):
@@ -136,6 +144,8 @@ class Performance(Record):
 class Evaluation(Record):
     """Central evaluation on held-out patients. `every`: rounds between evaluations; round 0 and the last always.
 
+    metrics     what is measured, by the names of the metrics' files in server/metrics, in this order
+    select_by   the metric that says which round is best; one of `metrics`
     utility   once, on the best round's images: what classifiers that saw them alone know of real patients; half a minute
     """
 
@@ -145,7 +155,18 @@ class Evaluation(Record):
     sampler_steps: Annotated[int, Field(ge=2, le=1000)] = 16
     guidance: Annotated[float, Field(ge=0, le=10)] = 1.0
     bootstrap: Annotated[int, Field(ge=20)] = 200
+    metrics: tuple[str, ...] = ("FD-efflite0", "KID-efflite0", "MS-SSIM diversity gap", "NN-SSIM to held-out",
+                                "NN-PSNR to held-out", "precision", "recall", "density", "coverage")  # fmt: skip
+    select_by: str = "FD-efflite0"
     utility: bool = True
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Evaluation:
+        if self.select_by not in self.metrics:
+            raise ValueError(
+                f"`select_by` is {self.select_by[:60]!r}, which is not in `metrics`; add it, or name another"
+            )
+        return self
 
 
 class Gate(Record):
@@ -204,6 +225,7 @@ class Experiment(Record):
     classes   the labels in order; each maps to a label of the base ("healthy", ...) or to "any" (no label)
     base      name of a shipped base, or a path to base weights, or "none" (random start; full training only)
     model     what is trained: its `kind`, and that kind's own settings (shared/models/)
+    plugins   files of your own, relative to the experiment's file (shared/plugins.py). In simulations only: they never travel
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
@@ -221,6 +243,7 @@ class Experiment(Record):
     performance: Performance = Performance()
     evaluation: Evaluation = Evaluation()
     release: Release = Release()
+    plugins: tuple[str, ...] = Field(default=(), exclude=True)
     model: SerializeAsAny[ModelSettings] = Field(default_factory=dict, validate_default=True)
 
     @model_validator(mode="before")

@@ -25,6 +25,11 @@ def read(path: Path, kind: type[R], overrides: dict[str, Any] | None = None) -> 
 
     Raises ConfigError, in one line, when the file is missing, is not YAML, or holds an unknown or invalid key.
     """
+    return validate(tree_of(path, kind, overrides), kind, source=str(path))
+
+
+def tree_of(path: Path, kind: type[Record], overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What a YAML file says of such a record, not checked yet; ConfigError when it is missing or is not YAML."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -43,9 +48,7 @@ def read(path: Path, kind: type[R], overrides: dict[str, Any] | None = None) -> 
         for parent in parents:
             branch = branch.setdefault(parent, {})
         branch[leaf] = value
-    if path.suffix == ".json":  # written by us, perhaps by an older version
-        tree = kind.upgraded(tree)
-    return validate(tree, kind, source=str(path))
+    return kind.upgraded(tree) if path.suffix == ".json" else tree  # written by us, perhaps by an older version
 
 
 def validate(tree: dict[str, Any], kind: type[R], source: str) -> R:

@@ -1,20 +1,22 @@
-"""The part `model` of an experiment. Which keys it has is the kind's to say: its settings live in the kind's own file.
+"""The part `model` of an experiment, and which kinds there are. A kind's settings live in the kind's own file.
 
 Left out: the kinds (shared/models/).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
 from shared.config.loading import explain
 from shared.config.record import Record
 from shared.errors import ConfigError
-from shared.registry import MODELS
+from shared.plugins import Registry
 
 DEFAULT = "pixel-diffusion"
+MODELS: Registry[Any] = Registry("shared.models", "GenerativeModel", "model.kind")
+ADAPTERS: Registry[Any] = Registry("shared.adapters", "Adapter", "training.trainable")
 
 
 class ModelSettings(Record):
@@ -32,7 +34,7 @@ def settings_of(tree: object) -> ModelSettings:
     if not isinstance(tree, dict):
         raise ValueError("must hold keys and values, `kind` among them")
     try:
-        kind = MODELS.find(str(tree.get("kind", DEFAULT))).Settings
+        kind = MODELS[str(tree.get("kind", DEFAULT))].Settings
     except ConfigError as error:
         raise ValueError(str(error)) from error
     try:

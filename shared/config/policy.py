@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from shared.config.model import ADAPTERS, MODELS
 from shared.config.record import Positive, PositiveFloat, Record
-from shared.registry import ADAPTERS, MODELS
 
 
 class Policy(Record):

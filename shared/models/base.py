@@ -87,7 +87,7 @@ class Sampling:
 class GenerativeModel(nn.Module, ABC):
     """A model that draws images of labelled classes. Everything that a checkpoint holds is one of its parameters or buffers."""
 
-    SEAM: ClassVar[bool] = True
+    name: ClassVar[str]  # what an experiment calls it; its file has the same
     Settings: ClassVar[type[ModelSettings]]
 
     def __init__(self, settings: ModelSettings, base_labels: tuple[str, ...], classes: dict[str, str] | None) -> None:

@@ -39,6 +39,7 @@ class PixelDiffusionSettings(UNet, ModelSettings):
 class PixelDiffusion(GenerativeModel):
     """Everything that a checkpoint holds: denoiser, encoder, prior, appearance."""
 
+    name = "pixel-diffusion"
     Settings = PixelDiffusionSettings
 
     def __init__(

@@ -18,11 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from shared.config.model import ModelSettings, settings_of
+from shared.config.model import MODELS, ModelSettings, settings_of
 from shared.durable import write_bytes
 from shared.errors import WeightsError
 from shared.models.base import GenerativeModel
-from shared.registry import MODELS
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
@@ -104,7 +103,7 @@ def labels_of(base: str, settings: ModelSettings, classes: dict[str, str]) -> tu
 
 def build(settings: ModelSettings, labels: tuple[str, ...], classes: dict[str, str] | None = None) -> GenerativeModel:
     """A model of the kind that `settings` names, with random weights."""
-    model: GenerativeModel = MODELS.find(settings.kind)(settings, labels, classes)
+    model: GenerativeModel = MODELS[settings.kind](settings, labels, classes)
     return model
 
 

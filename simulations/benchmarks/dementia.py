@@ -22,7 +22,7 @@ from rich.console import Console
 
 from server.evaluation import study
 from server.evaluation.heldout import Heldout
-from server.reports import report_words as words
+from server.metrics.base import Description, describe
 from server.summary import Measured
 from shared.config.experiment import Experiment
 from shared.config.loading import read
@@ -97,12 +97,16 @@ def _base_study(run: Path, experiment: Experiment, kept: Path) -> dict[str, Any]
     return tree
 
 
+def described(summary: Mapping[str, Any]) -> dict[str, Description]:
+    return describe(list(summary["metrics"]), summary.get("descriptions"))
+
+
 def column(summary: Mapping[str, Any], number: str, studied: Mapping[str, Any] | None) -> dict[str, str]:
     """One run's cells: metric -> value (low to high)."""
     cells = {}
-    for name, rounds in summary["metrics"].items():
-        f = Measured.model_validate(rounds[number])
-        cells[words.title(name)] = f"{words.number(f.value, name)} ({words.interval(f, name)})"
+    for name, told in described(summary).items():
+        f = Measured.model_validate(summary["metrics"][name][number])
+        cells[told.title] = f"{told.shown(f.value)} ({told.interval(f.low, f.high)})"
     for name, _, _, _, ks, _ in _by_class(studied):
         cells[name] = ks
     for classifier, metric, synthetic, *_ in study.utility_rows(studied or {}):
@@ -113,8 +117,8 @@ def column(summary: Mapping[str, Any], number: str, studied: Mapping[str, Any] |
 def floor(summary: Mapping[str, Any]) -> dict[str, str]:
     """What real images score by each metric; for classifiers, what training on real patients does, and chance."""
     cells = {
-        words.title(name): words.number(next(iter(rounds.values()))["floor"], name)
-        for name, rounds in summary["metrics"].items()
+        told.title: told.shown(next(iter(summary["metrics"][name].values()))["floor"])
+        for name, told in described(summary).items()
     }
     for name, *_, real in _by_class(summary["studied"]):
         cells[name] = real

@@ -36,7 +36,8 @@ from client import app, dataset
 from client.deidentification import pseudonym
 from privacy import ledger
 from server import checkpoint
-from server.aggregate import ServerOptimizer, Tensors
+from server.aggregation.base import Tensors
+from server.aggregation.server_optimizer import ServerOptimizer
 from server.events import Events, read
 from server.ledgers import Ledgers
 from server.plan import plan

@@ -25,9 +25,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from server.evaluation import features
 from server.evaluation.evaluate import Evaluator
 from server.evaluation.heldout import Heldout
+from server.metrics import features
 from server.release.draw import draw
 from shared.config.experiment import Evaluation, Performance, Release, Sampler
 from shared.durable import write_bytes

@@ -13,15 +13,14 @@ from pydantic import ValidationError
 from client import policy
 from client.dataset import Patient
 from client.train import train
-from shared import registry, wire
+from shared import plugins, wire
 from shared.adapters.base import attach
 from shared.config.experiment import Experiment
-from shared.config.model import ModelSettings, settings_of
+from shared.config.model import ADAPTERS, MODELS, ModelSettings, settings_of
 from shared.config.site import Site
 from shared.errors import ConfigError, PolicyError
 from shared.models import weights
 from shared.models.base import Draws, GenerativeModel, Sampling, shapes
-from shared.registry import ADAPTERS, MODELS
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "my_model.py"
 LABELS, CLASSES = ("healthy", "atrophy"), {"a": "healthy", "b": "any", "c": "atrophy"}
@@ -37,8 +36,8 @@ TOYS = [
 @pytest.fixture(autouse=True)
 def plugged(monkeypatch: pytest.MonkeyPatch) -> None:
     """The example is a plug-in for the length of a test."""
-    monkeypatch.setattr(registry, "_PLUGGED", {})
-    registry.plug(EXAMPLE)
+    monkeypatch.setattr(plugins, "_LOADED", {})
+    plugins.load(EXAMPLE)
 
 
 def settings(kind: str, channels: int) -> ModelSettings:
@@ -182,7 +181,7 @@ def test_the_local_loop_trains_it_under_privacy_and_leaves_the_rest_alone(kind: 
 
 @pytest.mark.parametrize("kind", MODELS.names())
 def test_unknown_keys_and_kinds_are_refused_by_name(kind: str) -> None:
-    unknown = f"no model is called `nothing`.*{kind}"
+    unknown = f"names `nothing`, which there is not; there are .*{kind}"
     for tree, said in (({"kind": kind, "depth": 3}, "unknown key `depth`"), ({"kind": "nothing"}, unknown)):
         with pytest.raises(ValidationError, match=said):
             Experiment.model_validate({"name": "t", "model": tree})

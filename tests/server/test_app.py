@@ -12,8 +12,9 @@ import pytest
 
 from server import app
 from server.events import read
+from shared import plugins
 from shared.config.experiment import Experiment
-from shared.errors import FederationError
+from shared.errors import ConfigError, FederationError
 
 
 def context(out: Path) -> Any:
@@ -56,3 +57,23 @@ def test_a_second_process_does_not_touch_a_run_that_another_one_works_on(
     assert not done
     app.main(None, context(out))
     assert done == [1]
+
+
+def test_plug_ins_join_a_simulation_and_never_a_real_federation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugins, "_LOADED", {})
+    monkeypatch.setattr(app, "coordinate", lambda *_: None)
+    (tmp_path / "mine.py").write_text("x = 1\n")
+    monkeypatch.setenv(plugins.VARIABLE, str(tmp_path / "mine.py"))
+    real, simulated = tmp_path / "real" / "server", tmp_path / "simulated" / "server"
+    real.mkdir(parents=True)
+    (real / "nodes.json").write_text("{}")
+    app.main(None, context(real))
+    assert not plugins.loaded()
+    named = context(real)
+    named.run_config["experiment"] = '{"name": "t", "plugins": ["mine.py"]}'
+    with pytest.raises(ConfigError, match=r"`plugins` names mine\.py; plug-ins are for `fedsynth simulate`"):
+        app.main(None, named)
+    app.main(None, context(simulated))
+    assert [plugin.path.name for plugin in plugins.loaded()] == ["mine.py"]

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from privacy.accounting import Event, epsilon
-from server.aggregate import ServerOptimizer
+from server.aggregation.server_optimizer import ServerOptimizer
 from server.events import Events, read
 from server.ledgers import Ledgers
 from server.strategy import Strategy

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from privacy.accounting import Event, epsilon
 from server import ledgers
-from server.aggregate import ServerOptimizer
+from server.aggregation.server_optimizer import ServerOptimizer
 from server.cli import app as server_app
 from server.events import Events, read
 from server.ledgers import Ledgers, Shown

@@ -15,7 +15,8 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from privacy.accounting import Event, epsilon
-from server.aggregate import ServerOptimizer, check_weights
+from server.aggregation.base import check_weights
+from server.aggregation.server_optimizer import ServerOptimizer
 from server.events import Events, read
 from server.ledgers import Ledgers
 from server.strategy import Strategy, largest_update

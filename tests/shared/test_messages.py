@@ -168,6 +168,7 @@ def test_a_spoiled_reply_is_refused(spoil: Callable[[RecordDict], None]) -> None
     [
         {"experiment": "{", "round": 1, "noise-multiplier": 1.0},
         {"experiment": '{"name": "a", "seeed": 1}', "round": 1, "noise-multiplier": 1.0},
+        {"experiment": '{"name": "a", "plugins": ["my_metric.py"]}', "round": 1, "noise-multiplier": 1.0},
         {"experiment": '{"name": "a"}', "round": 99, "noise-multiplier": 1.0},
         {"experiment": '{"name": "a"}', "round": 1, "noise-multiplier": float("nan")},
         {"experiment": '{"name": "a"}', "round": 1, "noise-multiplier": -1.0},

@@ -15,8 +15,9 @@ from PIL import Image
 from scipy import ndimage
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from server.evaluation import features, lpips, manifold, similarity
-from server.evaluation.evaluate import Evaluator, Figure, Heldout, interval
+from server.evaluation.evaluate import Evaluator, Heldout
+from server.metrics import features, fid, lpips_diversity_gap, manifold, similarity
+from server.metrics.base import Figure, interval
 from shared.errors import ConfigError, DataError, WeightsError
 
 KEYS = [
@@ -69,6 +70,25 @@ def test_every_figure_has_a_floor_and_an_interval_that_contains_it(other_patient
         assert figure.low <= figure.value <= figure.high
         assert np.isfinite(list(figure.to_dict().values())).all()
     assert other_patients["FD-efflite0"].floor > 0
+
+
+def test_figures_are_what_they_have_always_been(evaluator: Evaluator) -> None:
+    """Value, floor, low and high of four patients, as the first version gave them: a metric that moves breaks old comparisons."""
+    known = {
+        "FD-efflite0": (57.2322, 67.7974, 42.6097, 74.4622),
+        "KID-efflite0": (0.0307933, 0.0546948, -0.00954922, 0.0887109),
+        "MS-SSIM diversity gap": (0.0949776, 0.0735673, 0.012332, 0.169884),
+        "NN-SSIM to held-out": (0.409, 0.376017, 0.326584, 0.472771),
+        "NN-PSNR to held-out": (16.2092, 14.9361, 14.7055, 17.2464),
+        "precision": (0.666667, 0.931667, 0.254167, 1),
+        "recall": (0.791667, 0.931667, 0.339583, 1),
+        "density": (1.13333, 0.650333, 0.293333, 1.845),
+        "coverage": (0.916667, 0.768333, 0.46875, 1),
+    }
+    found = evaluator(*slices(patients=4, per_patient=3, size=32, seed=9))
+    assert list(found) == list(known)
+    for name, expected in known.items():
+        assert tuple(found[name].to_dict().values()) == pytest.approx(expected, rel=1e-3, abs=1e-5), name
 
 
 def test_noise_is_far_above_the_floor(evaluator: Evaluator, other_patients: dict[str, Figure]) -> None:
@@ -158,24 +178,24 @@ def test_lpips_is_a_distance_and_only_the_original_weights_give_it(
     heldout: Heldout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(WeightsError, match="no AlexNet weights"):
-        lpips.Lpips(tmp_path / "absent.pth")
+        lpips_diversity_gap.Lpips(tmp_path / "absent.pth")
     (tmp_path / "other.pth").write_bytes(b"other weights")
     with pytest.raises(WeightsError, match="only the original weights"):
-        lpips.Lpips(tmp_path / "other.pth")
-    monkeypatch.setattr(lpips, "ALEXNET_SHA256", "")
+        lpips_diversity_gap.Lpips(tmp_path / "other.pth")
+    monkeypatch.setattr(lpips_diversity_gap, "ALEXNET_SHA256", "")
     torch.save({"weight": os.getcwd}, tmp_path / "code.pth")
     with pytest.raises(WeightsError, match="more than tensors"):
-        lpips.Lpips(tmp_path / "code.pth")
+        lpips_diversity_gap.Lpips(tmp_path / "code.pth")
     torch.manual_seed(0)
-    shapes = zip(lpips.NAMES, lpips.CONVOLUTIONS, strict=True)
+    shapes = zip(lpips_diversity_gap.NAMES, lpips_diversity_gap.CONVOLUTIONS, strict=True)
     layers = {f"features.{name}": torch.nn.Conv2d(*shape) for name, shape in shapes}
     torch.save({f"{n}.{p}": v for n, m in layers.items() for p, v in m.state_dict().items()}, tmp_path / "alexnet.pth")
-    distance = lpips.Lpips(tmp_path / "alexnet.pth")
+    distance = lpips_diversity_gap.Lpips(tmp_path / "alexnet.pth")
     small = similarity.shrink(heldout.x_NHW[:3])
     d = distance(small, small, np.array([[0, 0], [0, 1], [1, 0]]))
     assert d[0] == 0 < d[1]
     assert d[1] == pytest.approx(d[2])
-    evaluator = Evaluator(heldout, bootstrap=20, seed=0, samples=4, lpips_weights=tmp_path / "alexnet.pth")
+    evaluator = Evaluator(heldout, bootstrap=20, seed=0, samples=4, options={"lpips_weights": tmp_path / "alexnet.pth"})
     assert evaluator(np.repeat(heldout.x_NHW[:1], 4, axis=0))["LPIPS diversity gap"].high < 0  # collapse
 
 
@@ -262,21 +282,21 @@ def test_an_interval_is_centred_on_the_value_and_contains_it() -> None:
 
 def test_only_the_original_weights_may_be_called_fid(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no Inception weights"):
-        features.inception(tmp_path / "absent.pth")
+        fid.inception(tmp_path / "absent.pth")
     (tmp_path / "other.pth").write_bytes(b"other weights")
     with pytest.raises(WeightsError, match="only the original weights"):
-        features.inception(tmp_path / "other.pth")
+        fid.inception(tmp_path / "other.pth")
 
 
 def test_inception_weights_are_tensors_only_and_need_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "INCEPTION_SHA256", "")
+    monkeypatch.setattr(fid, "INCEPTION_SHA256", "")
     torch.save({"weight": os.getcwd}, tmp_path / "code.pth")
     with pytest.raises(WeightsError, match="more than tensors"):
-        features.inception(tmp_path / "code.pth")
+        fid.inception(tmp_path / "code.pth")
     if importlib.util.find_spec("torch_fidelity") is None:
         torch.save({"weight": torch.zeros(1)}, tmp_path / "tensors.pth")
         with pytest.raises(ConfigError, match="pip install"):
-            features.inception(tmp_path / "tensors.pth")
+            fid.inception(tmp_path / "tensors.pth")
 
 
 @pytest.mark.real_data

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from server.evaluation.evaluate import Heldout
+from server.metrics.base import Description
 from server.reports import report_words
 from server.reports.report import write_report
 from server.reports.report_data import read_run
@@ -251,7 +252,8 @@ def test_a_run_without_privacy_says_so_in_red(tmp_path: Path) -> None:
 def test_better_is_said_only_where_intervals_do_not_overlap(after: tuple[int, int, int], verdict: str) -> None:
     value, low, high = after
     base, best = Measured(value=100, floor=20, low=90, high=110), Measured(value=value, floor=20, low=low, high=high)
-    assert report_words.compare(base, best) == verdict
+    assert report_words.compare(base, best, Description("distance", "lower")) == verdict
+    assert report_words.compare(best, base, Description("share", "higher")) == verdict
 
 
 def test_a_node_that_never_said_its_name_is_not_counted_as_a_site(tmp_path: Path) -> None:

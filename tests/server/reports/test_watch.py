@@ -70,7 +70,10 @@ class Brains:
             label_N=np.repeat([0, 1], 3),
         )
         self.events = Events(self.run / "server" / "events.jsonl")
-        self.events.write("run_started", rounds=3, sites=2)
+        told = {
+            "FD-efflite0": {"name": "FD-efflite0", "digits": 1, "factor": 1.0, "reading": "Lower is <i>nearer</i>."}
+        }
+        self.events.write("run_started", rounds=3, sites=2, descriptions=told)
         for number in (0, 1):
             if number:
                 self.events.write("round_started", round=number, asked=2)
@@ -108,6 +111,7 @@ def test_the_status_says_who_is_there_what_goes_on_and_what_it_has_cost(brains: 
     assert (run.asked, run.sites, run.contributed) == (2, 2, ["north"])
     assert run.history == [{"round": 1, "contributed": ["north", "south"], "failed": []}]
     assert [m["round"] for m in run.metrics["FD-efflite0"]] == [0, 1]
+    assert (run.charted["name"], run.charted["digits"]) == ("FD-efflite0", 1)
     assert (run.samples, run.epsilon) == ([1], 8.0)
 
 
@@ -285,6 +289,8 @@ def test_the_page_goes_on_by_itself_in_a_browser_and_shows_text_as_text(
         assert browser.see("document.getElementById('pulse').textContent").strip() == "live"
         assert "<b>NaN</b> in the update" in browser.see("document.getElementById('body').textContent")
         assert browser.see("document.querySelectorAll('#chart circle').length") == 2
+        assert "real against real 40.0" in browser.see("document.getElementById('chart').textContent")
+        assert "Lower is <i>nearer</i>." in browser.see("document.getElementById('best').textContent")
         assert browser.see("getComputedStyle(document.querySelector('.tile')).paddingTop") != "0px", (
             "its style was let in"
         )

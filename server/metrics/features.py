@@ -6,15 +6,17 @@ its network: "FD-efflite0" for EfficientNet-Lite0, "FID" only for the Inception-
 The figure itself comes from torchmetrics. Floors and bootstrap intervals need hundreds of distances on subsets of the
 same images; `Products` computes those exactly from inner products, without any d x d matrix.
 
-Left out: where the images come from, and what a distance is compared with (see `evaluate`).
+`Space` holds the features of the held-out images, for all metrics that use them: FD, KID, and those of manifold.py.
+
+Left out: where the images come from.
 """
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 import warnings
-from pathlib import Path
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,12 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
-from shared.errors import ConfigError, WeightsError
+from server.metrics.base import Drawn, Figure, Held, Metric, interval
 
-INCEPTION_SHA256 = "6726825d"  # start of the digest of pt_inception-2015-12-05-6726825d.pth, the FID weights
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 100
 
 
@@ -71,34 +70,6 @@ def _fuse(network: Any) -> None:
                 setattr(block, norm, nn.Identity())
 
 
-def inception(weights: Path) -> nn.Module:
-    """The Inception-v3 of FID as torchmetrics builds it, with its original resize: (N, 3, H, W) uint8 -> (N, 2048).
-
-    Raises WeightsError where the file is absent or is not the file that defines FID, ConfigError without the extra.
-    """
-    if not weights.is_file():
-        raise WeightsError(f"no Inception weights at {weights}; give the path of pt_inception-2015-12-05-6726825d.pth")
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    if not digest.startswith(INCEPTION_SHA256):
-        raise WeightsError(
-            f"{weights} has sha256 {digest[:8]}..., not {INCEPTION_SHA256}...; only the original weights may be called FID"
-        )
-    try:
-        torch.load(
-            weights, map_location="cpu", weights_only=True
-        )  # torch-fidelity unpickles: first see that it is tensors
-    except pickle.UnpicklingError as error:
-        raise WeightsError(f"{weights} holds more than tensors; fetch the original file again") from error
-    try:
-        metric = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=str(weights), antialias=False)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "FID needs the extra `inception`; install it with: pip install 'fedsynth[inception]'"
-        ) from error
-    network: nn.Module = metric.inception
-    return network
-
-
 def extract(network: nn.Module, x_NHW: np.ndarray, batch: int = 4) -> Tensor:
     """Features of grey images: (N, H, W) uint8 -> (N, d) float64. The grey channel is given three times."""
     parts = []
@@ -122,6 +93,8 @@ class _Ready(nn.Module):
 
 def frechet(real_Nd: Tensor, synthetic_Md: Tensor) -> float:
     """Frechet distance between Gaussians fitted to two sets of features, by torchmetrics, in float64."""
+    from torchmetrics.image.fid import FrechetInceptionDistance  # noqa: PLC0415 - a plan asks for names, and needs none of it
+
     metric = FrechetInceptionDistance(feature=_Ready(real_Nd.shape[1]))
     metric.update(real_Nd, real=True)
     metric.update(synthetic_Md, real=False)
@@ -130,6 +103,8 @@ def frechet(real_Nd: Tensor, synthetic_Md: Tensor) -> float:
 
 def kernel(real_Nd: Tensor, synthetic_Md: Tensor, seed: int) -> float:
     """Kernel distance (KID: unbiased MMD^2, cubic kernel) by torchmetrics: mean over 100 subsets of at most 100 images."""
+    from torchmetrics.image.kid import KernelInceptionDistance  # noqa: PLC0415 - as above
+
     size = min(KID_SUBSET_SIZE, len(real_Nd), len(synthetic_Md))
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save all extracted features")
@@ -185,3 +160,77 @@ class Products:
 
         between = weight_N @ k_ab @ weight_M / (weight_N.sum() * weight_M.sum())
         return float(within(k_aa, weight_N) + within(k_bb, weight_M) - 2 * between)
+
+
+@dataclass(frozen=True)
+class InSpace:
+    """Drawn images in the features of one network.
+
+    real_Nd, drawn_Md  features
+    products           of the two
+    weights            of held-out and drawn images, one pair a resample
+    """
+
+    real_Nd: Tensor
+    drawn_Md: Tensor
+    products: Products
+    weights: list[tuple[Tensor, Tensor]]
+
+
+class Space:
+    """The features of the held-out images by one network, and the network for the drawn ones."""
+
+    def __init__(self, name: str, network: nn.Module, held: Held) -> None:
+        self.name, self.network, self.held = name, network, held
+        self.real_Nd = torch.from_numpy(held.kept(f"{name} features", lambda: extract(network, held.x_NHW).numpy()))
+
+    def products(self) -> Products:
+        """Of the held-out images with themselves, while metrics are fitted."""
+        return self.held.while_fitting(f"{self.name} products", lambda: Products(self.real_Nd, self.real_Nd))
+
+    def floor(self, name: str, score: Callable[[Products, Tensor, Tensor], float]) -> float:
+        """What one half of the patients scores against the other, on average."""
+        scored = self.held.mean_over_splits(
+            f"{self.name} {name} floor",
+            lambda split: score(self.products(), torch.from_numpy(split.reference_N), torch.from_numpy(split.other_N)),
+        )
+        return float(scored)
+
+    def draw(self, drawn: Drawn) -> InSpace:
+        """Where drawn images lie, once for all metrics."""
+
+        def make() -> InSpace:
+            drawn_Md = extract(self.network, drawn.x_MHW)
+            weights = [(torch.from_numpy(w), torch.from_numpy(v)) for w, v in drawn.resamples]
+            return InSpace(self.real_Nd, drawn_Md, Products(self.real_Nd, drawn_Md), weights)
+
+        return drawn.once(f"{self.name} drawn", make)
+
+
+def efflite0(held: Held) -> Space:
+    """The features that come with the installation."""
+    return held.once("efflite0", lambda: Space("efflite0", EfficientNetLite0(), held))
+
+
+class FrechetDistance(Metric):
+    """The Frechet distance in a space of features. 0 is best, but unreachable at finite numbers.
+
+    Either half of a floor's split holds half of the patients, and a Frechet distance grows as patients get fewer: the floor is too
+    high (on 120 real patients 20 where other real patients score 13).
+    """
+
+    better, digits = "lower", 1
+
+    @abstractmethod
+    def space_of(self, held: Held) -> Space:
+        """The space that the metric is named for."""
+
+    def fit(self, held: Held) -> None:
+        self.space = self.space_of(held)
+        self.floor = self.space.floor("FD", Products.frechet)
+
+    def __call__(self, drawn: Drawn) -> Figure:
+        there = self.space.draw(drawn)
+        value = frechet(there.real_Nd, there.drawn_Md)
+        low, high = interval(value, [there.products.frechet(w, v) for w, v in there.weights])
+        return Figure(value, self.floor, min(value, max(low, 0.0)), high)

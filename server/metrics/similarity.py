@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+from server.metrics.base import Drawn, Held
 
 PIXELS = 64  # the largest width at which similarity is measured
 PAIRS = 1000  # random pairs behind an intra-set MS-SSIM
@@ -39,6 +40,16 @@ def shrink(x_NHW: np.ndarray) -> Tensor:
     return x_N1HW[:, 0]
 
 
+def small(held: Held) -> Tensor:
+    """The held-out images, shrunk once for all metrics."""
+    return held.once("small", lambda: shrink(held.x_NHW))
+
+
+def small_drawn(drawn: Drawn) -> Tensor:
+    """The drawn images, shrunk once for all metrics."""
+    return drawn.once("small", lambda: shrink(drawn.x_MHW))
+
+
 def pairs(group_N: np.ndarray, rng: np.random.Generator, count: int = PAIRS) -> np.ndarray:
     """`count` random pairs (K, 2) of indices whose groups (patients) differ; with repetition where few exist."""
     ends_K2 = rng.integers(len(group_N), size=(count, 2))
@@ -51,6 +62,10 @@ def pairs(group_N: np.ndarray, rng: np.random.Generator, count: int = PAIRS) -> 
 
 def ms_ssim(a_NHW: Tensor, b_NHW: Tensor, pairs_K2: np.ndarray, batch: int = 25) -> np.ndarray:
     """MS-SSIM of each pair (K,); values in [0, 1], negative contrast terms count as 0."""
+    from torchmetrics.functional.image import (  # noqa: PLC0415 - as in features.py
+        multiscale_structural_similarity_index_measure,
+    )
+
     width = a_NHW.shape[1]
     scales = 3 if width >= 64 else 2 if width >= 32 else 1
     parts = []

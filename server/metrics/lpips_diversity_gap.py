@@ -1,4 +1,6 @@
-"""LPIPS (Zhang et al. 2018, https://arxiv.org/abs/1801.03924), version 0.1 with AlexNet: how far apart two images look.
+"""LPIPS diversity gap: as the gap by MS-SSIM, with a distance, so above 0 drawn images are less alike than patients are.
+
+LPIPS (Zhang et al. 2018, https://arxiv.org/abs/1801.03924), version 0.1 with AlexNet: how far apart two images look.
 
 The five convolutions of AlexNet are built here and loaded from the file that defines LPIPS, torchvision's
 alexnet-owt-7be5be79.pth, which no package carries; the linear weights on top come inside torchmetrics. Images are enlarged
@@ -17,6 +19,8 @@ import torchmetrics
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from server.metrics.base import Held
+from server.metrics.diversity import DiversityGap
 from shared.errors import WeightsError
 
 ALEXNET_SHA256 = "7be5be79"  # start of the digest of alexnet-owt-7be5be79.pth
@@ -24,6 +28,18 @@ CONVOLUTIONS = ((3, 64, 11, 4, 2), (64, 192, 5, 1, 2), (192, 384, 3, 1, 1), (384
 NAMES = (0, 3, 6, 8, 10)  # of the convolutions in torchvision's `features`
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # the authors' scaling layer, for images in [-1, 1]
 SMALLEST = 64
+
+
+class LpipsDiversityGap(DiversityGap):
+    name = "LPIPS diversity gap"
+    reading = "As above with LPIPS, a distance: above 0 drawn images are less alike than patients are."
+    option = "lpips_weights"
+
+    def prepare(self, held: Held) -> None:
+        self.distance = Lpips(held.file(self.option, self.name))
+
+    def alike(self, x_NHW: Tensor, pairs_K2: np.ndarray) -> np.ndarray:
+        return self.distance(x_NHW, x_NHW, pairs_K2)
 
 
 class Lpips:

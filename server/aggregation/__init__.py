@@ -1,0 +1,1 @@
+"""How updates combine: one file a rule, and the seam that all of them keep to (base.py); what the model does with the result."""
