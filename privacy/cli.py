@@ -1,4 +1,7 @@
-"""`fedsynth privacy`: what a run would cost, and what has been spent."""
+"""`fedsynth privacy`: what a run would cost, and what has been spent.
+
+A command imports what it needs when it runs: help is answered at once.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,17 @@ import math
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from privacy import durable, ledger, ledger_members, planning, reservations, statement
-from shared.crypto import signing
 from shared.errors import LedgerError, PrivacyError, SignatureError
-from shared.journal.chain import Record
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from privacy import ledger, planning
+    from shared.journal.chain import Record
 
 app = typer.Typer(
     name="privacy",
@@ -30,7 +32,6 @@ ledger_app = typer.Typer(
 )
 app.add_typer(ledger_app)
 
-LOOK: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "title_justify": "left"}  # 80 columns suffice
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 LedgerPath = Annotated[Path, typer.Argument(metavar="LEDGER", help="A ledger.jsonl of one site.")]
 
@@ -60,6 +61,8 @@ def plan(
     NSR is the norm of the noise over the largest possible signal, per step, at one site. Aim under 1; above 4 is warned of;
     above 10 the exit code is 1.
     """
+    from privacy import planning
+
     schedule = planning.Schedule(
         patients=patients,
         epsilon=epsilon,
@@ -89,13 +92,17 @@ def show(path: LedgerPath, as_json: AsJson = False) -> None:
     "counted" is what the filter counts, which holds the cap though each plan may have been chosen by what those before it
     gave; "alone" is what the plan costs by itself.
     """
+    from rich.console import Console
+
+    from privacy import ledger, reservations, statement
+
     records = ledger.verify(path)
     found = _summary(path, records)
     if as_json:
         typer.echo(json.dumps({**found, "records": records}))
         return
     held = {r.record: r for r in reservations.read(records)[0]}
-    table = Table(title=f'cohort "{_words(found["cohort"])}", delta {found["delta"]:g}', **LOOK)
+    table = _table(title=f'cohort "{_words(found["cohort"])}", delta {found["delta"]:g}')
     for name in ("", "time", "plan", "drawn", "noise", "rate", "steps", "alone", "counted", "cap"):
         table.add_column(name, justify="left" if name == "plan" else "right", no_wrap=name != "plan", overflow="fold")
     for r in records[1:]:
@@ -128,6 +135,8 @@ def verify(path: LedgerPath, as_json: AsJson = False) -> None:
 
     A ledger that was brought back together with its mark shows only against a mark or a hash that was kept elsewhere.
     """
+    from privacy import ledger
+
     found = _summary(path, ledger.verify(path))
     if as_json:
         typer.echo(json.dumps(found))
@@ -162,6 +171,8 @@ def accept(
     First restore the ledger from a backup, as new as there is. The decision stays in the ledger, in `show`, `verify` and
     every statement. Where the ledger is gone, it is the first record of the next one.
     """
+    from privacy import ledger
+
     lost = ledger.accept(path, who, why, [_mark(text) for text in mark or []])
     named = ", ".join(map(str, lost)) or "one that could not be read"
     typer.echo(
@@ -179,6 +190,9 @@ def export(
 
     Prints the fingerprint of the public key: hand it over on another way than the statement.
     """
+    from privacy import durable, statement
+    from shared.crypto import signing
+
     signer = signing.load_or_make(key)
     data = statement.make(path, signer)
     try:
@@ -198,6 +212,9 @@ def check_statement(
     as_json: AsJson = False,
 ) -> None:
     """Check a statement offline: every byte, who signed, and, with the ledger, that it follows from it. Exit code 1 if not."""
+    from privacy import statement
+    from shared.crypto import signing
+
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -236,17 +253,23 @@ def _told(found: dict[str, Any]) -> str:
 
 def _words(text: str) -> str:
     """Words of others, for a terminal."""
+    from rich.markup import escape
+
     return escape("".join(c if c.isprintable() else "?" for c in text))
 
 
 def _mark(text: str) -> ledger.Mark:
     if not re.fullmatch("[0-9]{1,12}:[0-9a-f]{64}", text):
         raise PrivacyError(f"--mark {text[:80]!r} is no RECORDS:HASH")
+    from privacy import ledger
+
     records, digest = text.split(":")
     return ledger.Mark(int(records), digest)
 
 
 def _summary(path: Path, records: list[Record]) -> dict[str, Any]:
+    from privacy import ledger_members, reservations, statement
+
     said = statement.body(path, records)
     kept = (
         "cohort",
@@ -267,10 +290,19 @@ def _summary(path: Path, records: list[Record]) -> dict[str, Any]:
     }
 
 
+def _table(**words: Any) -> Table:
+    """A table for which 80 columns suffice."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", **words)
+
+
 def _print_plans(plans: dict[str, planning.Plan], sites: int) -> None:
+    from rich.console import Console
+
     first = next(iter(plans.values()))
-    table = Table(
-        **LOOK,
+    table = _table(
         title=f"per patient, delta {first.delta:g}, add or remove one patient",
         caption=f"NSR: noise over the largest signal, one site. /{sites}: averaged over {sites} site{'s' * (sites > 1)}.\n"
         "TPR, AUC: the best that a membership attack can do, TPR at 1 % false positives.",

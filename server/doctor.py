@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from server.superlink import jobs, provision
-from server.superlink.provision import Federation
+from server.superlink.federation import Federation
 from shared import checks
 from shared.checks import Finding
 from shared.crypto import keys

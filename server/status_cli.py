@@ -1,4 +1,7 @@
-"""`fedsynth server status | watch`: how a federation stands, once or live."""
+"""`fedsynth server status | watch`: how a federation stands, once or live.
+
+A command imports what it needs when it runs: help and a wrong key are answered at once.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,12 @@ import json
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server import status
-from server.status import SiteStatus, Status
-from server.superlink import provision
-from shared.config.loading import read
-from shared.crypto import keys
+if TYPE_CHECKING:
+    from server.status import SiteStatus, Status
 
 app = typer.Typer()
 
@@ -53,10 +53,10 @@ def watch_command(
 
     From another machine: ssh -L 8140:127.0.0.1:8140 SERVER, then the address that is printed here.
     """
-    from server.reports.watch import make_server  # noqa: PLC0415 - only here
-
     look, runs = _of(where)
     look()
+    from server.reports.watch import make_server
+
     token = secrets.token_urlsafe(16)
     with make_server(look, runs, token, port, listen) as server:
         typer.echo(f"http://127.0.0.1:{server.server_address[1]}/?token={token}")
@@ -68,14 +68,25 @@ def watch_command(
 def _of(where: Path) -> tuple[Callable[[], Status], Path]:
     """How to look, and the folder of the runs."""
     if where.is_dir():
+        from server import status
+
         out = where.resolve()
         return lambda: status.of_run(out), out.parent
-    settings = read(where, provision.Federation)
+    from server.superlink.federation import Federation
+    from shared.config.loading import read
+
+    settings = read(where, Federation)
+    from server import status
+    from server.superlink import provision
+
     folder = provision.folder_of(where, settings)
     return lambda: status.of_federation(settings, folder), folder / "runs"
 
 
 def _print(found: Status) -> None:
+    from server import status
+    from shared.crypto import keys
+
     now = keys.now()
     if found.address:
         typer.echo(f"{found.name} at {found.address}, {'serving' if found.serving else 'not serving'}")

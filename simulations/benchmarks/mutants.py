@@ -34,14 +34,26 @@ from rich.progress import track
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = (
-    *(f"deidentification/{name}" for name in ("acceptance", "defacing", "deidentify", "elements", "enhanced", "export")),
+    *(
+        f"deidentification/{name}"
+        for name in ("acceptance", "defacing", "deidentify", "elements", "enhanced", "export")
+    ),
     *(f"deidentification/{name}" for name in ("manifest", "pixels", "pseudonym", "reader", "redaction", "rules")),
     *(f"readers/{name}" for name in ("dicom", "images", "ingest", "inventory", "labels", "masks", "nifti", "persons")),
     *(f"readers/{name}" for name in ("resume", "series", "tables", "text", "volumes", "whose")),
 )
 TESTS = (
-    *("test_deidentify", "deidentification/test_enhanced", "test_bad_input", "deidentification/test_manifest", "test_leaks"),
-    *(f"deidentification/test_suite_{name}" for name in ("headers", "files", "pixels", "refusals", "subjects", "geometry")),
+    *(
+        "test_deidentify",
+        "deidentification/test_enhanced",
+        "test_bad_input",
+        "deidentification/test_manifest",
+        "test_leaks",
+    ),
+    *(
+        f"deidentification/test_suite_{name}"
+        for name in ("headers", "files", "pixels", "refusals", "subjects", "geometry")
+    ),
     *(f"readers/test_{name}" for name in ("images", "ingest", "labels", "persons", "persons_table")),
     *(f"deidentification/test_{name}" for name in ("series", "volumes", "ct", "defacing")),
     *("readers/test_resume", "deidentification/test_text", "test_cli"),
