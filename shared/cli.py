@@ -106,14 +106,14 @@ def load(name: str) -> click.Command:
     """Import the room of a command of `COMMANDS`, and what rooms above it add to its group."""
     brought = COMMANDS[name][0]
     found = {entry.name: entry for entry in entries()}
-    group = _group(found.pop(brought))
+    group = group_of(found.pop(brought))
     for entry in found.values():
         if entry.name.startswith(f"{brought}.") and _installed(entry):
-            group.commands |= _group(entry).commands
+            group.commands |= group_of(entry).commands
     return group.commands[name] if brought in TOP_LEVEL else group
 
 
-def _group(entry: EntryPoint) -> click.Group:
+def group_of(entry: EntryPoint) -> click.Group:
     app: typer.Typer = entry.load()
     app.suggest_commands = False  # click suggests by itself
     group = typer.main.get_group(app)
@@ -124,9 +124,13 @@ def _group(entry: EntryPoint) -> click.Group:
 def _tell_whole(group: click.Group) -> None:
     """List each command with its whole first paragraph; click would cut it at the end of the line."""
     for command in group.commands.values():
-        command.short_help = (command.help or "").partition("\n\n")[0]
+        command.short_help = first_paragraph(command)
         if isinstance(command, click.Group):
             _tell_whole(command)
+
+
+def first_paragraph(command: click.Command) -> str:
+    return (command.help or "").partition("\n\n")[0]
 
 
 def _installed(entry: EntryPoint) -> bool:
@@ -137,6 +141,9 @@ def main() -> None:
     """Entry point of the command."""
     # Several processes of ours share the cores; threads that spin while they wait would starve the others. Read when torch loads
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault(
+        "PYDANTIC_DISABLE_PLUGINS", "__all__"
+    )  # no other package looks at settings; to search for one takes time
     typer.core.HAS_RICH = False  # plain help: to load rich takes as long as all the rest
     try:
         code = build().main(prog_name="fedsynth", standalone_mode=False)
