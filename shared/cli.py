@@ -109,7 +109,7 @@ def load(name: str) -> click.Command:
     group = group_of(found.pop(brought))
     for entry in found.values():
         if entry.name.startswith(f"{brought}.") and _installed(entry):
-            group.commands |= group_of(entry).commands
+            group.commands.update(group_of(entry).commands)
     return group.commands[name] if brought in TOP_LEVEL else group
 
 
