@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shared.wording import count
+
 if TYPE_CHECKING:
     from client.verification.findings import Verification
 
@@ -99,8 +101,8 @@ def _print(result: Verification, seconds: float) -> None:
             offset = "" if found.offset is None else str(found.offset)
             table.add_row(found.file, offset, found.rule, RULES[found.rule])
         console.print(table)
-        for rule, count in Counter(found.rule for found in result.findings).most_common():
-            typer.echo(f"{count:6d}  {rule}: {RULES[rule]}")
-    size = f"{result.files} files, {result.bytes / 1e6:.1f} MB in {seconds:.1f} s"
-    verdict = f"{len(result.findings)} findings" if result.findings else "clean: nothing was found"
+        for rule, number in Counter(found.rule for found in result.findings).most_common():
+            typer.echo(f"{number:6d}  {rule}: {RULES[rule]}")
+    size = f"{count(result.files, 'file')}, {result.bytes / 1e6:.1f} MB in {seconds:.1f} s"
+    verdict = count(len(result.findings), "finding") if result.findings else "clean: nothing was found"
     typer.secho(f"{verdict} ({size})", fg="red" if result.findings else "green")

@@ -16,6 +16,7 @@ import typer
 
 from client import checks_cli, network_cli
 from shared.errors import DataError
+from shared.wording import count
 
 app = typer.Typer(name="client", help="The hospital: its own data, and its part in a federation.", no_args_is_help=True)
 app.add_typer(network_cli.app)
@@ -68,7 +69,7 @@ def ingest(
     if as_json:
         typer.echo(json.dumps(asdict(report)))
         return
-    typer.echo(f"{settings.name}: {report.patients} patients, {report.slices} slices")
+    typer.echo(f"{settings.name}: {count(report.patients, 'patient')}, {count(report.slices, 'slice')}")
     for sentence in report_words.counted({"people": report.people, "labels": report.labels}):
         typer.echo(sentence)
     _say(report.passed, report.quarantined, report.refused, report.reasons)
@@ -102,9 +103,11 @@ def pacs(
         typer.echo(json.dumps(asdict(found)))
         return
     typer.echo(
-        f"the PACS answers; of {found.patients} wanted patients it has {found.found} with {pull.MODALITY} images"
+        f"the PACS answers; of {count(found.patients, 'wanted patient')} it has {found.found} with {pull.MODALITY} images"
     )
-    typer.echo(f"an ingest would fetch {found.instances} instances: {found.series} series of {found.studies} studies")
+    typer.echo(
+        f"an ingest would fetch {count(found.instances, 'instance')}: {found.series} series of {found.studies} studies"
+    )
 
 
 @app.command()
@@ -161,8 +164,8 @@ def _say(passed: int, quarantined: int, refused: int, reasons: dict[str, int]) -
     from client.deidentification import manifest
 
     typer.echo(f"files: {passed} passed, {quarantined} quarantined, {refused} refused")
-    for code, count in reasons.items():
-        typer.echo(f"  {count:6d}  {manifest.Reason[code.upper().replace('-', '_')].text}")
+    for code, number in reasons.items():
+        typer.echo(f"  {number:6d}  {manifest.Reason[code.upper().replace('-', '_')].text}")
 
 
 def _print_table(modality: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shared.errors import FederationError
+from shared.wording import count
 
 if TYPE_CHECKING:
     from shared.config.site import Site
@@ -90,14 +91,14 @@ def approve_command(
     from shared.crypto import bundle, bundle_diff
 
     if withdraw is not None:
-        typer.echo(f"withdrew {approval.withdraw(work, withdraw)} approvals")
+        typer.echo(f"withdrew {count(approval.withdraw(work, withdraw), 'approval')}")
         return
     ours = bundle.build()
     data = ours if look_at is None else look_at.read_bytes()
     digest, same = bundle.sha256(data), data == ours
     before = approval.last(settings, work)
     listing, text = bundle_diff.changes(before if before or same else ours, data)
-    typer.echo(f"bundle {digest}, {len(data)} bytes")
+    typer.echo(f"bundle {digest}, {count(len(data), 'byte')}")
     typer.echo(f"  {'every byte is' if same else 'NOT'} that of the sources installed on this machine")
     past = (
         "the last approval" if before else "nothing: none was approved before" if same else "the sources installed here"
@@ -112,7 +113,9 @@ def approve_command(
         typer.confirm(f"may this run at {settings.name}?", abort=True)
     approval.approve(settings, work, data, key)
     lacking = approval.missing(settings, work, digest)
-    typer.echo(f"signed; {f'{lacking} more signatures are needed' if lacking else 'it may run'}")
+    typer.echo(
+        "signed; " + (f"before it may run it needs {count(lacking, 'more signature')}" if lacking else "it may run")
+    )
 
 
 @app.command("serve", epilog="Example: fedsynth client serve north.yaml --work work")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.errors import LedgerError, PrivacyError, SignatureError
+from shared.wording import count
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -86,16 +87,16 @@ def verify(path: LedgerPath, as_json: AsJson = False) -> None:
         typer.echo(json.dumps(found))
         return
     typer.echo(
-        f"{path}: {found['records']} records, unbroken, up to its mark\ncohort: {found['cohort']}\n"
+        f"{path}: {count(found['records'], 'record')}, unbroken, up to its mark\ncohort: {found['cohort']}\n"
         f"{_told(found)}\nlast hash: {found['last_hash']}"
     )
     for made in found["accepted"]:
-        lost = ", ".join(f"{mark['records']} records" for mark in made["lost"]) or "a mark that could not be read"
+        lost = ", ".join(count(mark["records"], "record") for mark in made["lost"]) or "a mark that could not be read"
         typer.echo(f"accepted by {made['who']} on {made['time'][:10]}, with {lost} lost: {made['why']}")
     if found["counted_for_everybody"]:
         typer.echo(
-            f"{found['counted_for_everybody']} reservation(s) count for everybody: their list of patients is missing, was "
-            "changed, or never was"
+            f"counted for everybody, because their list of patients is missing, was changed, or never was: "
+            f"{count(found['counted_for_everybody'], 'reservation')}"
         )
 
 
@@ -171,7 +172,7 @@ def check_statement(
     cap = _shown(said["cap"], "g")
     typer.echo(
         f"{path}: not a byte was changed since it was signed\n"
-        f"cohort: {said['cohort']}, {said['records']} records, {said['time']}\n"
+        f"cohort: {said['cohort']}, {count(said['records'], 'record')}, {said['time']}\n"
         f"{_told(said)}, cap {cap}\n"
         f"last hash: {said['last_hash']}\npublic key: {signing.fingerprint(signer)}"
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shared.errors import ConfigError, FederationError
+from shared.wording import count
 
 if TYPE_CHECKING:
     from server.superlink.federation import Federation
@@ -105,7 +106,7 @@ def accept_ledger_command(
     from server import ledgers
 
     new = ledgers.accept(folder, site, why)
-    typer.echo(f"accepted the ledger of {site}: {new.records} records, {new.hash[:12]}")
+    typer.echo(f"accepted the ledger of {site}: {count(new.records, 'record')}, {new.hash[:12]}")
 
 
 @app.command("doctor", epilog="Example: fedsynth server doctor brains.yaml --json")

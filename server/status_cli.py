@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shared.wording import count
+
 if TYPE_CHECKING:
     from server.status import SiteStatus, Status
 
@@ -90,13 +92,14 @@ def _print(found: Status) -> None:
     now = keys.now()
     if found.address:
         typer.echo(f"{found.name} at {found.address}, {'serving' if found.serving else 'not serving'}")
-        ends = ", ".join(f"{what} {days} days" for what, days in found.certificates.items())
+        ends = ", ".join(f"{what} {count(days, 'day')}" for what, days in found.certificates.items())
         typer.echo(f"certificates   {ends}")
     if found.journal:
-        typer.echo(f"journal        {found.journal['state']}, {found.journal['records']} records")
+        typer.echo(f"journal        {found.journal['state']}, {count(found.journal['records'], 'record')}")
     if (run := found.run) is not None:
         stage = f", {run.stage}" if run.stage else f": {run.reason}" if run.reason else ""
-        typer.echo(f"run            {run.name}, {run.state}{stage}; last word {status.ago(run.told, now)}")
+        heard = f"last word {status.ago(run.told, now)}" if run.told else "nothing heard yet"
+        typer.echo(f"run            {run.name}, {run.state}{stage}; {heard}")
         there = f"{len(run.contributed)} of {run.sites} contributed"
         typer.echo(
             f"round          {run.round} of {run.rounds}, {there}{f', attempt {run.attempt}' * (run.attempt > 1)}"
@@ -116,7 +119,7 @@ def _print(found: Status) -> None:
 
 
 def _line(site: SiteStatus, now_seen: str) -> str:
-    days = "" if site.days is None or site.state == "revoked" else f"{site.days} days"
+    days = "" if site.days is None or site.state == "revoked" else count(site.days, "day")
     spent = "" if site.round is None else "none" if site.epsilon is None else f"{site.epsilon:.3f}"
     last = "".join(c if c.isprintable() else "?" for c in site.last)  # a reason came from another machine
     return (
