@@ -12,14 +12,17 @@ those could hold patient data.
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from importlib.metadata import EntryPoint, distribution, version
 from importlib.util import find_spec
+from typing import Any, get_type_hints
 
 import click
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperArgument, TyperGroup
+from typer.models import ArgumentInfo
 
 from shared.errors import ConfigError, FedsynthError
 
@@ -127,6 +130,17 @@ def _tell_whole(group: click.Group) -> None:
         command.short_help = first_paragraph(command)
         if isinstance(command, click.Group):
             _tell_whole(command)
+        elif command.callback is not None:
+            _tell_arguments(command, get_type_hints(inspect.unwrap(command.callback), include_extras=True))
+
+
+def _tell_arguments(command: click.Command, hints: dict[str, Any]) -> None:
+    """Give each argument its help once more: click 8.5 forgets what typer 0.20 has told it."""
+    for argument in command.params:
+        if isinstance(argument, TyperArgument):
+            about = getattr(hints[argument.name or ""], "__metadata__", ())
+            argument.help = next((info.help for info in about if isinstance(info, ArgumentInfo)), None)
+    command.format_arguments = lambda ctx, formatter: None  # type: ignore[method-assign]  # typer lists them, click would again
 
 
 def first_paragraph(command: click.Command) -> str:

@@ -118,6 +118,11 @@ def test_every_command_that_names_a_file_of_settings_is_tried_with_a_wrong_one()
     assert named == {line.partition(" BAD")[0].removesuffix(" federation.yaml") for line in SETTINGS}
 
 
+def test_the_help_explains_every_argument() -> None:
+    _, said, _, _ = fedsynth("client", "join", "--help")
+    assert said.count("the hospital's own settings") == said.count("the file that the coordinator sent") == 1
+
+
 def test_a_slip_in_a_command_is_answered_with_the_near_one_once() -> None:
     code, _, errors, _ = fedsynth("simulat")
     assert code == 2
