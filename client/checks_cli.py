@@ -10,20 +10,14 @@ import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
-from client.deidentification import manifest, pseudonym
-from client.verification.findings import RULES, Verification
-from client.verification.report import write as write_report
-from client.verification.verify import about
-from client.verification.verify import verify as verify_folder
-from shared.crypto import signing
-from shared.durable import write_bytes
+from shared.wording import count
+
+if TYPE_CHECKING:
+    from client.verification.findings import Verification
 
 SHOWN = 40  # findings printed as a table
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
@@ -52,6 +46,13 @@ def verify(
 
     Example: fedsynth client verify work --source scans --json
     """
+    from client.deidentification import manifest, pseudonym
+    from client.verification.findings import RULES
+    from client.verification.verify import about
+    from client.verification.verify import verify as verify_folder
+    from shared.crypto import signing
+    from shared.durable import write_bytes
+
     secret = pseudonym.load(key) if key is not None else None
     started = time.monotonic()
     result = verify_folder(folder, source, secret)
@@ -77,10 +78,18 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="rebuilt D
 
     Example: fedsynth client report rebuilt
     """
+    from client.verification.report import write as write_report
+
     typer.echo(f"wrote {write_report(folder)}")
 
 
 def _print(result: Verification, seconds: float) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from client.verification.findings import RULES
+
     console = Console()
     for done in result.ran:
         typer.echo(f"looked at: {done}")
@@ -92,8 +101,8 @@ def _print(result: Verification, seconds: float) -> None:
             offset = "" if found.offset is None else str(found.offset)
             table.add_row(found.file, offset, found.rule, RULES[found.rule])
         console.print(table)
-        for rule, count in Counter(found.rule for found in result.findings).most_common():
-            typer.echo(f"{count:6d}  {rule}: {RULES[rule]}")
-    size = f"{result.files} files, {result.bytes / 1e6:.1f} MB in {seconds:.1f} s"
-    verdict = f"{len(result.findings)} findings" if result.findings else "clean: nothing was found"
+        for rule, number in Counter(found.rule for found in result.findings).most_common():
+            typer.echo(f"{number:6d}  {rule}: {RULES[rule]}")
+    size = f"{count(result.files, 'file')}, {result.bytes / 1e6:.1f} MB in {seconds:.1f} s"
+    verdict = count(len(result.findings), "finding") if result.findings else "clean: nothing was found"
     typer.secho(f"{verdict} ({size})", fg="red" if result.findings else "green")

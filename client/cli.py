@@ -1,4 +1,7 @@
-"""`fedsynth client`: what a hospital does with its own data."""
+"""`fedsynth client`: what a hospital does with its own data.
+
+A command imports what it needs when it runs, after it has read the settings: help and a wrong key are answered at once.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from client import checks_cli, dataset, network_cli
-from client.deidentification import export, manifest, profile, pseudonym
-from client.deidentification.conformance import statement as conformance_statement
-from client.pacs import pull
-from client.readers import workers
-from client.readers.ingest import ingest as ingest_site
-from client.verification import report_words
-from client.verification.report import write as write_report
-from shared.config.loading import read
-from shared.config.site import Site
+from client import checks_cli, network_cli
 from shared.errors import DataError
+from shared.wording import count
 
 app = typer.Typer(name="client", help="The hospital: its own data, and its part in a federation.", no_args_is_help=True)
 app.add_typer(network_cli.app)
@@ -57,7 +49,16 @@ def ingest(
     Afterwards: work/cohort holds one file per patient, work/manifest.jsonl says what became of each input, and
     work/pseudonym.key must be kept: with it the same patient gets the same pseudonym next time.
     """
+    from shared.config.loading import read
+    from shared.config.site import Site
+
     settings = read(site, Site)
+    from client import dataset
+    from client.readers import workers
+    from client.readers.ingest import ingest as ingest_site
+    from client.verification import report_words
+    from client.verification.report import write as write_report
+
     names = [name.strip() for name in classes.split(",") if name.strip()]
     with progress("reading") as tell:
         report = ingest_site(
@@ -68,7 +69,7 @@ def ingest(
     if as_json:
         typer.echo(json.dumps(asdict(report)))
         return
-    typer.echo(f"{settings.name}: {report.patients} patients, {report.slices} slices")
+    typer.echo(f"{settings.name}: {count(report.patients, 'patient')}, {count(report.slices, 'slice')}")
     for sentence in report_words.counted({"people": report.people, "labels": report.labels}):
         typer.echo(sentence)
     _say(report.passed, report.quarantined, report.refused, report.reasons)
@@ -88,18 +89,25 @@ def pacs(
 
     Example: fedsynth client pacs site.yaml
     """
+    from shared.config.loading import read
+    from shared.config.site import Site
+
     settings = read(site, Site)
     if settings.pacs is None:
         raise DataError("the site file names no `pacs`")
+    from client.pacs import pull
+
     with progress("asking") as tell:
         found = pull.preview(settings.pacs, tell)
     if as_json:
         typer.echo(json.dumps(asdict(found)))
         return
     typer.echo(
-        f"the PACS answers; of {found.patients} wanted patients it has {found.found} with {pull.MODALITY} images"
+        f"the PACS answers; of {count(found.patients, 'wanted patient')} it has {found.found} with {pull.MODALITY} images"
     )
-    typer.echo(f"an ingest would fetch {found.instances} instances: {found.series} series of {found.studies} studies")
+    typer.echo(
+        f"an ingest would fetch {count(found.instances, 'instance')}: {found.series} series of {found.studies} studies"
+    )
 
 
 @app.command()
@@ -131,10 +139,15 @@ def deidentify(
         _print_table(modality)
         return
     if conformance:
+        from client.deidentification.conformance import statement as conformance_statement
+
         typer.echo(conformance_statement(), nl=False)
         return
     if source is None or target is None or key is None:
         raise DataError("say what to read, where to write and which key: `deidentify IN OUT --key FILE`")
+    from client.deidentification import export, manifest, pseudonym
+    from client.verification.report import write as write_report
+
     secret = pseudonym.load_or_make(key)
     with progress("rebuilding") as tell:
         entries = export.export(source, target, secret, tell, text_check=text_check, modality=modality,
@@ -148,12 +161,19 @@ def deidentify(
 
 
 def _say(passed: int, quarantined: int, refused: int, reasons: dict[str, int]) -> None:
+    from client.deidentification import manifest
+
     typer.echo(f"files: {passed} passed, {quarantined} quarantined, {refused} refused")
-    for code, count in reasons.items():
-        typer.echo(f"  {count:6d}  {manifest.Reason[code.upper().replace('-', '_')].text}")
+    for code, number in reasons.items():
+        typer.echo(f"  {number:6d}  {manifest.Reason[code.upper().replace('-', '_')].text}")
 
 
 def _print_table(modality: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from client.deidentification import profile
+
     table = Table("tag", "attribute", "what survives", title="Everything else is dropped, at every level")
     for row in profile.describe(modality):
         table.add_row(*row)
@@ -163,6 +183,9 @@ def _print_table(modality: str) -> None:
 @contextmanager
 def progress(doing: str) -> Iterator[Callable[[int, int], None]]:
     """A bar with the time left, on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(doing, total=None)

@@ -18,6 +18,7 @@ from shared.checks import Finding
 from shared.config.site import Site
 from shared.crypto import bundle, keys
 from shared.errors import DataError, FederationError, FedsynthError, PolicyError
+from shared.wording import count
 
 
 def examine(site: Site, work: Path, door: Path | None = None) -> Iterator[Finding]:
@@ -90,7 +91,8 @@ def _code(site: Site, work: Path) -> list[str]:
     lacking = approval.missing(site, work, digest)
     if lacking:
         raise PolicyError(
-            f"the installed code, bundle {digest[:12]}, lacks {lacking} signatures; look at it with `fedsynth client approve`"
+            f"the installed code, bundle {digest[:12]}, lacks {count(lacking, 'signature')}; "
+            "look at it with `fedsynth client approve`"
         )
     return []
 

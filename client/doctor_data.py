@@ -78,12 +78,15 @@ def _headers(sample: list[Path]) -> Finding:
                 "" if usable * 2 >= len(sample) else "most files will be withheld; look whether that is meant")  # fmt: skip
 
 
+KEEP = "set it to `required`; if it has to be, say why in a comment of the site file"
+
+
 def _settings(site: Site) -> Iterator[Finding]:
     weak = [
         (site.epsilon_cap is None, "epsilon_cap: null lets anybody train here without privacy", "set `epsilon_cap`"),
         (site.epsilon_cap is not None and site.epsilon_cap > 10, "epsilon_cap is above 10", "lower `epsilon_cap`"),
-        (site.face_removal == "none", "face_removal: none: faces stay in the slices", "set it to required, or note why"),
-        (site.text_check == "none", "text_check: none: text in pictures is not looked for", "set it to required, or note why"),
+        (site.face_removal == "none", "face_removal: none: faces stay in the slices", KEEP),
+        (site.text_check == "none", "text_check: none: text in pictures is not looked for", KEEP),
         (site.separate_cohorts, "separate_cohorts tells whether cohorts share patients", "set it to false"),
         (bool(site.share), f"noisy figures are shared: {', '.join(site.share)}", "each spends budget; remove what is not needed"),
         (site.minimum_slices < 8, "minimum_slices is under 8", "raise `minimum_slices`"),

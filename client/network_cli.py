@@ -1,24 +1,20 @@
-"""`fedsynth client request | join | approve | serve | doctor | journal`: a hospital's part in a federation over a network."""
+"""`fedsynth client request | join | approve | serve | doctor | journal`: a hospital's part in a federation over a network.
+
+A command imports what it needs when it runs, after it has read the settings (see `client.cli`).
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client import doctor_data
-from client.doctor import examine
-from client.supernode import approval, journal, node, starter
-from client.supernode.supervise import supervise
-from shared import logs
-from shared.checks import report
-from shared.config.loading import read
-from shared.config.site import Site
-from shared.crypto import bundle, bundle_diff, keys
-from shared.durable import write_bytes
 from shared.errors import FederationError
-from shared.journal.cli import print_entries
+from shared.wording import count
+
+if TYPE_CHECKING:
+    from shared.config.site import Site
 
 app = typer.Typer()
 
@@ -36,7 +32,11 @@ def request_command(
     new_key: Annotated[bool, typer.Option("--new-key", help="put the key aside and make another")] = False,
 ) -> None:
     """Make the node's key and a request to join. The private key stays here; send the request to the coordinator."""
-    settings = read(site, Site)
+    settings = _read(site)
+    from client.supernode import node
+    from shared.crypto import keys
+    from shared.durable import write_bytes
+
     asked = node.request(settings, work, new_key=new_key)
     path = Path(f"{settings.name}.request.json")
     write_bytes(path, asked.model_dump_json(indent=2).encode())
@@ -54,7 +54,10 @@ def join_command(
     ] = None,
 ) -> None:
     """Keep the coordinator's kit. Ring the coordinator up: the 40 digits read out must be the ones shown here."""
-    settings = read(site, Site)
+    settings = _read(site)
+    from client.supernode import node
+    from shared.crypto import keys
+
     paper = keys.read_paper(kit, keys.Kit)
     expected = keys.certificate_fingerprint(paper.ca)
     typer.echo(f"{paper.federation} at {paper.address}, certificate authority  {expected}")
@@ -83,16 +86,19 @@ def approve_command(
     same bundle; any other is refused before a byte of it is unpacked, and kept in work/node/refused to look at. What is no
     printable ASCII is shown by its number; a bundle that a person could misread cannot be approved.
     """
-    settings = read(site, Site)
+    settings = _read(site)
+    from client.supernode import approval
+    from shared.crypto import bundle, bundle_diff
+
     if withdraw is not None:
-        typer.echo(f"withdrew {approval.withdraw(work, withdraw)} approvals")
+        typer.echo(f"withdrew {count(approval.withdraw(work, withdraw), 'approval')}")
         return
     ours = bundle.build()
     data = ours if look_at is None else look_at.read_bytes()
     digest, same = bundle.sha256(data), data == ours
     before = approval.last(settings, work)
     listing, text = bundle_diff.changes(before if before or same else ours, data)
-    typer.echo(f"bundle {digest}, {len(data)} bytes")
+    typer.echo(f"bundle {digest}, {count(len(data), 'byte')}")
     typer.echo(f"  {'every byte is' if same else 'NOT'} that of the sources installed on this machine")
     past = (
         "the last approval" if before else "nothing: none was approved before" if same else "the sources installed here"
@@ -107,7 +113,9 @@ def approve_command(
         typer.confirm(f"may this run at {settings.name}?", abort=True)
     approval.approve(settings, work, data, key)
     lacking = approval.missing(settings, work, digest)
-    typer.echo(f"signed; {f'{lacking} more signatures are needed' if lacking else 'it may run'}")
+    typer.echo(
+        "signed; " + (f"before it may run it needs {count(lacking, 'more signature')}" if lacking else "it may run")
+    )
 
 
 @app.command("serve", epilog="Example: fedsynth client serve north.yaml --work work")
@@ -120,7 +128,10 @@ def serve_command(
     door: Door = None,
 ) -> None:
     """Take part until Ctrl-C or SIGTERM. Connects outwards only, to the address of the kit."""
-    read(site, Site)
+    _read(site)
+    from client.supernode.supervise import supervise
+    from shared import logs
+
     logs.begin()
     supervise(site, work, attempts, door)
 
@@ -130,6 +141,10 @@ def app_command(
     site: SiteFile, work: Work, door: Annotated[Path, typer.Option(help="the folder of `client serve --door`")]
 ) -> None:
     """Train for a node in another container: here are the patients and no network, there the network and no patients."""
+    _read(site)
+    from client.supernode import starter
+    from shared import logs
+
     logs.begin()
     starter.run(site.resolve(), work.resolve(), door.resolve())
 
@@ -137,6 +152,9 @@ def app_command(
 @app.command("journal", epilog="Example: fedsynth client journal --work work --json")
 def journal_command(work: Work, as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
     """What this node was asked, what it refused and what it sent; first checked as `fedsynth journal verify` does."""
+    from client.supernode import journal
+    from shared.journal.cli import print_entries
+
     print_entries(journal.read(work), as_json=as_json)
 
 
@@ -150,9 +168,20 @@ def doctor_command(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Look at data, machine, settings, key, ledger and node, and say how to mend what is wrong. Exit code 1 when something is."""
-    settings = read(site, Site)
+    settings = _read(site)
+    from client import doctor_data
+    from client.doctor import examine
+    from shared.checks import report
+
     findings = (
         doctor_data.examine(settings, work) if door is None else []
     )  # with a door, the data are in the other container
     findings += examine(settings, work, door) if work is not None else []
     report(findings, as_json=as_json)
+
+
+def _read(site: Path) -> Site:
+    from shared.config.loading import read
+    from shared.config.site import Site
+
+    return read(site, Site)

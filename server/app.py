@@ -47,9 +47,7 @@ def main(grid: Grid, context: Context) -> None:
         with _alone(out), _room():
             coordinate(grid, experiment, out)
     except FedsynthError as error:
-        Events(out / "events.jsonl", partial(journal.from_event, out.parent)).write(
-            "run_failed", reason=f"{type(error).__name__}: {error}"
-        )
+        Events(out / "events.jsonl", partial(journal.from_event, out.parent)).write("run_failed", reason=str(error))
         raise
 
 

@@ -1,4 +1,7 @@
-"""`fedsynth server`: what a coordinator does with a finished run; `network_cli` adds what it does before."""
+"""`fedsynth server`: what a coordinator does with a finished run; `network_cli` adds what it does before.
+
+A command imports what it needs when it runs: help and a wrong option are answered at once.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,7 @@ from typing import Annotated
 
 import typer
 
-from server import finalize, network_cli, status_cli
-from server.evaluation.tools import progress
-from server.reports.report import write_report
-from shared.durable import write_bytes
+from server import network_cli, status_cli
 from shared.errors import ConfigError, ReleaseRefused
 
 app = typer.Typer(help="The coordinator: admit sites, run the federation, release and report.", no_args_is_help=True)
@@ -39,6 +39,10 @@ def release(
         raise ConfigError(
             "--force and --reason TEXT go together: who overrules the gate says why, and the cards repeat it"
         )
+    from server import finalize
+    from server.evaluation.tools import progress
+    from server.reports.report import write_report
+
     try:
         with progress("drawing", "checking and writing") as tell:
             folder = finalize.publish(run, finalize.summarise(run), tell, force=reason.strip() or None)
@@ -51,6 +55,9 @@ def release(
 @app.command(epilog="Example: fedsynth server report out/demo")
 def report(run: Run) -> None:
     """Write RUN/summary.json and RUN/report.html again from the run's own record."""
+    from server import finalize
+    from server.reports.report import write_report
+
     finalize.summarise(run)
     typer.echo(write_report(run))
 
@@ -74,9 +81,11 @@ def review(
     Prints one address for each reader, on this machine alone, and serves until Ctrl-C. Every answer is saved at once; the same
     command goes on. At the end the confusion tables, kappa and intervals are written to review.json and into the run's report.
     """
-    from server.reports import agreement  # noqa: PLC0415 - only here
-    from server.reports import review as reviews  # noqa: PLC0415
-    from server.reports.review_server import make_server  # noqa: PLC0415
+    from server.reports import agreement
+    from server.reports import review as reviews
+    from server.reports.report import write_report
+    from server.reports.review_server import make_server
+    from shared.durable import write_bytes
 
     folder = out or release.parent / "review"
     if results or (real is None and not reader):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from server.superlink import jobs, provision
-from server.superlink.provision import Federation
+from server.superlink.federation import Federation
 from shared import checks
 from shared.checks import Finding
 from shared.crypto import keys
@@ -70,7 +70,7 @@ def _tls(federation: Federation, folder: Path) -> Iterator[Finding]:
         yield Finding("TLS", "bad", f"a hospital would refuse the server's certificate: {error.verify_message}",
                       "run `fedsynth server provision` again; the address in the kits is that of federation.yaml")  # fmt: skip
     except (ssl.SSLError, OSError) as error:
-        reason = getattr(error, "reason", None) or error.strerror or type(error).__name__
+        reason = getattr(error, "reason", None) or error.strerror or "no reason was given"
         yield Finding("TLS", "bad", f"server.pem and server.key cannot be used: {str(reason).lower().replace('_', ' ')}",
                       "move both away and run `fedsynth server provision` again")  # fmt: skip
     else:
@@ -135,8 +135,8 @@ def _port(federation: Federation, folder: Path) -> Iterator[Finding]:
         return
     try:
         status = _knock(folder, federation, "::1" if place == "::" else place)
-    except (OSError, http.client.HTTPException) as error:
-        yield Finding("port", "bad", f"the server runs and does not answer on {federation.port}: {type(error).__name__}",
+    except (OSError, http.client.HTTPException):
+        yield Finding("port", "bad", f"the server runs and does not answer on {federation.port}",
                       "look at its log, then start it again")  # fmt: skip
         return
     if status == http.client.FORBIDDEN:

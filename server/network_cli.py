@@ -1,25 +1,21 @@
-"""`fedsynth server provision | approve | revoke | sites | accept-ledger | doctor | serve | run`: a federation over a network."""
+"""`fedsynth server provision | approve | revoke | sites | accept-ledger | doctor | serve | run`: a federation over a network.
+
+A command imports what it needs when it runs, after it has read the settings: help and a wrong key are answered at once.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from server import ledgers
-from server.doctor import examine
-from server.superlink import provision
-from server.superlink.run import run
-from server.superlink.serve import serve
-from shared import logs
-from shared.checks import report
-from shared.config.experiment import Experiment
-from shared.config.loading import read
-from shared.crypto import keys
 from shared.errors import ConfigError, FederationError
+from shared.wording import count
+
+if TYPE_CHECKING:
+    from server.superlink.federation import Federation
 
 app = typer.Typer()
 
@@ -32,7 +28,9 @@ def provision_command(federation: File) -> None:
 
     FEDERATION.yaml holds two lines:  name: brains  and  address: fed.example.org:9443
     """
-    settings = read(federation, provision.Federation)
+    settings = _read(federation)
+    from server.superlink import provision
+
     folder = federation.resolve().parent / settings.name
     for line in provision.provision(settings, folder):
         typer.echo(f"made  {line}")
@@ -51,6 +49,9 @@ def approve_command(
 ) -> None:
     """Admit a site and write its kit. Ring the site up: its 40 digits must be the ones shown here."""
     settings, folder = _open(federation)
+    from server.superlink import provision
+    from shared.crypto import keys
+
     asked = keys.read_paper(request, keys.Request)
     expected = keys.node_fingerprint(keys.check_request(asked))
     typer.echo(f"{asked.site} asks to join with the key  {expected}")
@@ -64,6 +65,8 @@ def approve_command(
 def revoke_command(federation: File, site: Annotated[str, typer.Argument(help="name of the site")]) -> None:
     """Shut a site out, for good with this key; a running server does so within seconds."""
     _, folder = _open(federation)
+    from server.superlink import provision
+
     member = provision.revoke(folder, site)
     typer.echo(f"revoked {member.site}, key {member.fingerprint}")
 
@@ -74,6 +77,8 @@ def sites_command(
 ) -> None:
     """List the sites that were ever approved, and what expires soon."""
     _, folder = _open(federation)
+    from server.superlink import provision
+
     found = provision.members(folder)
     if as_json:
         typer.echo(json.dumps([m.model_dump(mode="json") | {"admitted": m.admitted} for m in found]))
@@ -98,8 +103,10 @@ def accept_ledger_command(
     Only after the hospital's privacy office has decided: what the lost records said was spent is not counted there any more.
     """
     _, folder = _open(federation)
+    from server import ledgers
+
     new = ledgers.accept(folder, site, why)
-    typer.echo(f"accepted the ledger of {site}: {new.records} records, {new.hash[:12]}")
+    typer.echo(f"accepted the ledger of {site}: {count(new.records, 'record')}, {new.hash[:12]}")
 
 
 @app.command("doctor", epilog="Example: fedsynth server doctor brains.yaml --json")
@@ -110,10 +117,13 @@ def doctor_command(
 
     Exit code 1 when something is bad, 0 otherwise.
     """
-    settings = read(federation, provision.Federation)
+    settings = _read(federation)
     folder = federation.resolve().parent / settings.name
     if not (folder / "server.pem").exists():
         raise ConfigError(f"{folder} holds no federation; run `fedsynth server provision {federation}` first")
+    from server.doctor import examine
+    from shared.checks import report
+
     report(examine(settings, folder), as_json=as_json)
 
 
@@ -121,6 +131,9 @@ def doctor_command(
 def serve_command(federation: File) -> None:
     """Run the server until Ctrl-C or SIGTERM. Outside, only approved nodes find anything; runs begin with `server run`."""
     settings, folder = _open(federation)
+    from server.superlink.serve import serve
+    from shared import logs
+
     logs.begin()
     serve(settings, folder)
 
@@ -139,13 +152,21 @@ def run_command(
 
     Ctrl-C leaves the run going; the same command follows it again. A run that was cut off goes on after its last round.
     """
-    _, folder = _open(federation)
+    from shared.config.experiment import Experiment
+    from shared.config.loading import read
+
+    _read(federation)
     wanted = read(experiment, Experiment)
+    _, folder = _open(federation)
     out = folder / "runs" / wanted.name
     if stop:
         (out / "wanted.json").unlink(missing_ok=True)
         typer.echo(f"stopped {wanted.name}")
         return
+    from rich.console import Console
+
+    from server.superlink.run import run
+
     console = Console(stderr=as_json)
     report = run(folder, wanted, heldout, console)
     if as_json:
@@ -155,15 +176,28 @@ def run_command(
 
 def compare(heard: str | None, expected: str, what: str) -> None:
     """Ask for the digits, or take the ones given; FederationError unless they are the expected ones."""
+    from shared.crypto import keys
+
     heard = heard if heard is not None else typer.prompt(f"type {what}")
     if not keys.same_fingerprint(heard, expected):
         raise FederationError(f"these are not the digits of {what}; do not go on, somebody may stand in between")
 
 
-def _open(federation: Path) -> tuple[provision.Federation, Path]:
-    settings = read(federation, provision.Federation)
+def _read(federation: Path) -> Federation:
+    from server.superlink.federation import Federation
+    from shared.config.loading import read
+
+    return read(federation, Federation)
+
+
+def _open(federation: Path) -> tuple[Federation, Path]:
+    settings = _read(federation)
+    from server.superlink import provision
+
     return settings, provision.folder_of(federation, settings)
 
 
 def _authority(folder: Path) -> str:
+    from shared.crypto import keys
+
     return keys.certificate_fingerprint((folder / "ca.pem").read_text(encoding="utf-8"))

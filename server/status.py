@@ -17,7 +17,7 @@ from typing import Any
 from server import ledgers
 from server.run_status import Run, newest
 from server.superlink import heartbeats, jobs, provision
-from server.superlink.provision import Federation
+from server.superlink.federation import Federation
 from shared.crypto import keys
 from shared.errors import DataError
 from shared.journal import verifier

@@ -1,4 +1,7 @@
-"""`fedsynth server status | watch`: how a federation stands, once or live."""
+"""`fedsynth server status | watch`: how a federation stands, once or live.
+
+A command imports what it needs when it runs: help and a wrong key are answered at once.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,14 @@ import json
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server import status
-from server.status import SiteStatus, Status
-from server.superlink import provision
-from shared.config.loading import read
-from shared.crypto import keys
+from shared.wording import count
+
+if TYPE_CHECKING:
+    from server.status import SiteStatus, Status
 
 app = typer.Typer()
 
@@ -53,10 +55,10 @@ def watch_command(
 
     From another machine: ssh -L 8140:127.0.0.1:8140 SERVER, then the address that is printed here.
     """
-    from server.reports.watch import make_server  # noqa: PLC0415 - only here
-
     look, runs = _of(where)
     look()
+    from server.reports.watch import make_server
+
     token = secrets.token_urlsafe(16)
     with make_server(look, runs, token, port, listen) as server:
         typer.echo(f"http://127.0.0.1:{server.server_address[1]}/?token={token}")
@@ -68,24 +70,36 @@ def watch_command(
 def _of(where: Path) -> tuple[Callable[[], Status], Path]:
     """How to look, and the folder of the runs."""
     if where.is_dir():
+        from server import status
+
         out = where.resolve()
         return lambda: status.of_run(out), out.parent
-    settings = read(where, provision.Federation)
+    from server.superlink.federation import Federation
+    from shared.config.loading import read
+
+    settings = read(where, Federation)
+    from server import status
+    from server.superlink import provision
+
     folder = provision.folder_of(where, settings)
     return lambda: status.of_federation(settings, folder), folder / "runs"
 
 
 def _print(found: Status) -> None:
+    from server import status
+    from shared.crypto import keys
+
     now = keys.now()
     if found.address:
         typer.echo(f"{found.name} at {found.address}, {'serving' if found.serving else 'not serving'}")
-        ends = ", ".join(f"{what} {days} days" for what, days in found.certificates.items())
+        ends = ", ".join(f"{what} {count(days, 'day')}" for what, days in found.certificates.items())
         typer.echo(f"certificates   {ends}")
     if found.journal:
-        typer.echo(f"journal        {found.journal['state']}, {found.journal['records']} records")
+        typer.echo(f"journal        {found.journal['state']}, {count(found.journal['records'], 'record')}")
     if (run := found.run) is not None:
         stage = f", {run.stage}" if run.stage else f": {run.reason}" if run.reason else ""
-        typer.echo(f"run            {run.name}, {run.state}{stage}; last word {status.ago(run.told, now)}")
+        heard = f"last word {status.ago(run.told, now)}" if run.told else "nothing heard yet"
+        typer.echo(f"run            {run.name}, {run.state}{stage}; {heard}")
         there = f"{len(run.contributed)} of {run.sites} contributed"
         typer.echo(
             f"round          {run.round} of {run.rounds}, {there}{f', attempt {run.attempt}' * (run.attempt > 1)}"
@@ -105,7 +119,7 @@ def _print(found: Status) -> None:
 
 
 def _line(site: SiteStatus, now_seen: str) -> str:
-    days = "" if site.days is None or site.state == "revoked" else f"{site.days} days"
+    days = "" if site.days is None or site.state == "revoked" else count(site.days, "day")
     spent = "" if site.round is None else "none" if site.epsilon is None else f"{site.epsilon:.3f}"
     last = "".join(c if c.isprintable() else "?" for c in site.last)  # a reason came from another machine
     return (

@@ -25,6 +25,11 @@ class FedsynthError(Exception):
     exit_code = 1
 
 
+def in_words(error: Exception) -> str:
+    """An error in words for people: ours as it is; of any other the kind alone, because its text may quote patient data."""
+    return str(error) if isinstance(error, FedsynthError) else f"a fault of the program ({type(error).__name__})"
+
+
 class ConfigError(FedsynthError):
     """A setting is unknown, missing or out of range."""
 

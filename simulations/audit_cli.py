@@ -1,21 +1,20 @@
-"""`fedsynth privacy audit`. It rehearses, so it lives here; `shared/cli.py` puts it into the group of the room `privacy`."""
+"""`fedsynth privacy audit`. It rehearses, so it lives here; `shared/cli.py` puts it into the group of the room `privacy`.
+
+The command imports what it needs when it runs, after it has read the settings: help and a wrong key are answered at once.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from client.cli import progress
-from privacy.accounting import gdp_mu
-from privacy.membership_inference import ceiling
-from shared import plugins
 from shared.errors import PrivacyError
-from simulations.audit import Audit, run
+
+if TYPE_CHECKING:
+    from simulations.audit import Audit
 
 app = typer.Typer()
 
@@ -34,7 +33,11 @@ def audit_command(
 
     The canaries' bound holds with 95 % confidence. Below the stated epsilon it proves nothing; above, the code is wrong.
     """
+    from shared import plugins
+
     experiment = plugins.read(config)
+    from simulations.audit import run
+
     folder = out or Path("out") / f"{experiment.name}-audit"
     found = run(experiment, folder, canaries=canaries, finished=finished, progress=progress)
     if as_json:
@@ -48,6 +51,13 @@ def audit_command(
 
 
 def _print(found: Audit) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from privacy.accounting import gdp_mu
+    from privacy.membership_inference import ceiling
+
     console = Console()
     b, s, n, c = found.canaries, found.sampling, found.nearness, found.copies
     table = Table(box=SIMPLE_HEAD, title=f"{found.experiment}: epsilon {b.stated:.3f} per patient, delta {b.delta:g}")

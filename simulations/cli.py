@@ -1,4 +1,7 @@
-"""`fedsynth simulate` and `fedsynth pretrain`."""
+"""`fedsynth simulate` and `fedsynth pretrain`.
+
+A command imports what it needs when it runs, after it has read the settings: help and a wrong key are answered at once.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from shared import plugins
-from shared.config.loading import read
 from shared.errors import ConfigError
-from simulations.pretrain import Pretraining, pretrain
-from simulations.run import dry_run, simulate
 
 app = typer.Typer(help="Whole federations on one machine.")
 
@@ -57,9 +55,15 @@ def simulate_command(
         overrides["seed"] = seed
     if force:
         overrides["privacy.max_nsr"] = 1e9
+    from shared import plugins
+
     experiment = plugins.read(config, overrides)
     if sites is not None and experiment.sites:
         raise ConfigError(f"{config} lists its sites, so --sites does not apply; edit the list")
+    from rich.console import Console
+
+    from simulations.run import dry_run, simulate
+
     if dry:
         typer.echo(json.dumps(dry_run(experiment), indent=2))
         return
@@ -96,4 +100,10 @@ def pretrain_command(
     ),
 ) -> None:
     """Train a public base on digital phantoms. Resumable."""
-    typer.echo(pretrain(read(config, Pretraining), out))
+    from shared.config.loading import read
+    from simulations.pretraining import Pretraining
+
+    settings = read(config, Pretraining)
+    from simulations.pretrain import pretrain
+
+    typer.echo(pretrain(settings, out))

@@ -11,77 +11,30 @@ from __future__ import annotations
 import platform
 import time
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from shared.config.experiment import Performance
-from shared.config.record import Positive, PositiveFloat, Record
+from shared.errors import ConfigError
 from shared.models import weights
 from shared.models.device import device_for, precision
 from shared.models.diffusion import Process
 from shared.models.pixel_diffusion import PixelDiffusion, PixelDiffusionSettings
 from simulations import phantoms
 from simulations.base_card import write_card
-
-Fraction01 = Annotated[float, Field(ge=0, le=1)]
-
-
-class Phase(Record):
-    """A stretch of the training, up to and without step `until`.
-
-    kl             weight of the latent's Kullback-Leibler term (Kingma & Welling 2014); strong at first, so that the U-Net
-                   learns to draw without leaning on the latent, then weak, so that the latent says what an image is like
-    label_dropout  probability of hiding the label alone, so that "any" goes with a latent
-    rate           learning rate at the phase's two ends, as shares of the full one; linear between
-    """
-
-    until: Positive
-    rate: tuple[Fraction01, Fraction01] = (1.0, 1.0)
-    kl: Annotated[float, Field(ge=0)]
-    label_dropout: Annotated[float, Field(ge=0, lt=1)]
-
-
-class Pretraining(Record):
-    """PixelDiffusionSettings of a base. `condition_dropout`: probability of hiding label and latent together, for guidance."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
-    seed: Annotated[int, Field(ge=0)] = 0
-    patients: Positive = 8000
-    slices_per_patient: Positive = 4
-    phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
-    batch: Positive = 32
-    learning_rate: PositiveFloat = 4e-4
-    warmup_steps: Positive = 200
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    checkpoint_every: Positive = 250
-    model: PixelDiffusionSettings = PixelDiffusionSettings()
-    performance: Performance = Performance(precision="bfloat16")
-
-    @property
-    def steps(self) -> int:
-        return self.phases[-1].until
-
-    def phase(self, step: int) -> Phase:
-        return next(p for p in self.phases if step < p.until)
-
-    def rate(self, step: int) -> float:
-        """Share of the full learning rate at a step."""
-        phase = self.phase(step)
-        begin = max((p.until for p in self.phases if p.until < phase.until), default=0)
-        done = (step - begin) / (phase.until - begin)
-        return phase.rate[0] + done * (phase.rate[1] - phase.rate[0])
+from simulations.pretraining import Pretraining
 
 
 def pretrain(settings: Pretraining, out: Path) -> Path:
     """Train, and write OUT/NAME.safetensors (fp16) and OUT/NAME.json (its card). Returns the weights' path."""
     # Set up
     device = device_for(settings.performance)
+    if not isinstance(settings.model, PixelDiffusionSettings):
+        raise ConfigError(
+            f"a base of the kind `{settings.model.kind}` cannot be made here yet; use `kind: pixel-diffusion`"
+        )
     model = PixelDiffusion(settings.model, phantoms.CLASSES).to(device)
     torch.manual_seed(settings.seed)
     for module in model.modules():

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import click
 import pytest
-import typer
 
 from shared import cli
 
@@ -20,7 +19,7 @@ LINES = sorted(set(re.findall(r"^(fedsynth [^#\n]+)", README, re.M)) | set(re.fi
 
 @pytest.fixture(scope="module")
 def root() -> click.Command:
-    return typer.main.get_command(cli.build())
+    return cli.build()
 
 
 def understood(root: click.Command, line: str) -> None:
@@ -29,9 +28,8 @@ def understood(root: click.Command, line: str) -> None:
     command: click.Command = root
     while isinstance(command, click.Group) and words:
         name = words.pop(0)
-        found = command.get_command(context, name)
-        if found is None:
-            raise click.UsageError(f"no command {name}")
+        _, found, _ = command.resolve_command(context, [name])
+        assert found is not None
         command, context = found, click.Context(found, parent=context, info_name=name)
     command.make_parser(context).parse_args(words)
 

@@ -46,7 +46,7 @@ from privacy.ledger import Drawn, Mark
 from shared import messages
 from shared.config.site import Site
 from shared.crypto import bundle
-from shared.errors import FederationError, FedsynthError, MessageError, PolicyError
+from shared.errors import FederationError, MessageError, PolicyError, in_words
 from shared.journal.journal import configuration
 from shared.parts import arrays_of_at_most
 
@@ -117,9 +117,7 @@ class Boundary:
                 journal.write(self.work, "dropped", reason="a request that the server took back")
                 return None
             except Exception as error:  # noqa: BLE001 - whatever is wrong with a request, it goes no further
-                reason = (
-                    f"{type(error).__name__}: {error}" if isinstance(error, FedsynthError) else type(error).__name__
-                )
+                reason = in_words(error)
                 run = str(message.metadata.run_id)
                 LOG.error("refused a request: %s", reason, extra={"site": self.site.name, "run": run})
                 journal.write(self.work, "refused", run=run, reason=reason)
@@ -268,7 +266,7 @@ class Boundary:
                 reply_cache.keep(self.work, reply)
             return reply
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a reply, it does not leave
-            reason = f"{type(error).__name__}: {error}" if isinstance(error, FedsynthError) else type(error).__name__
+            reason = in_words(error)
             LOG.error("kept back the app's reply: %s", reason, extra=self._about(asked))
             journal.write(self.work, "kept back", run=str(asked.message.metadata.run_id), reason=reason)
             return self._failed(asked)

@@ -1,6 +1,6 @@
 """Commands that need no federation, at the top level: measure any images, check any release.
 
-Left out: what a coordinator does with a run of its own (see `cli`).
+Left out: what a coordinator does with a run of its own (see `server.cli`). A command imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 app = typer.Typer(no_args_is_help=True)
 TOGETHER = 500  # images of one size that are looked at together
@@ -61,11 +58,14 @@ def evaluate(
 
     Nothing is sent anywhere. The page shows real images; keep it where those may be seen.
     """
-    from server.evaluation import study  # noqa: PLC0415
-    from server.evaluation.compare import compare  # noqa: PLC0415 - torch takes seconds, and --help needs none of it
-    from server.evaluation.compare_page import write_page  # noqa: PLC0415
-    from shared import plugins  # noqa: PLC0415
-    from shared.durable import write_bytes  # noqa: PLC0415
+    from rich.console import Console
+    from rich.table import Table
+
+    from server.evaluation import study
+    from server.evaluation.compare import compare
+    from server.evaluation.compare_page import write_page
+    from shared import plugins
+    from shared.durable import write_bytes
 
     for path in plugin or []:
         plugins.load(path)
@@ -125,7 +125,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="print what was found as JSON")] = False,
 ) -> None:
     """Check a release that you received: not a byte changed, no file missing, none added. Exit code 1 otherwise."""
-    from server.release import seal  # noqa: PLC0415
+    from server.release import seal
 
     with progress("checking", "checking") as tell:
         found = seal.verify(release, public_key, tell)
@@ -150,10 +150,10 @@ def detect(
     A mark that is found says that the pixels came through fedsynth's release. One that is not found says nothing: resizing,
     turning, blur or intent remove it, and one image below 128 pixels is too small to show it. Exit code 1 when none is found.
     """
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
-    from server.evaluation import image_sets, samples  # noqa: PLC0415
-    from server.release import watermark  # noqa: PLC0415
+    from server.evaluation import image_sets, samples
+    from server.release import watermark
 
     scores: list[float] = []
     by_size: dict[tuple[int, ...], list[np.ndarray]] = {}
@@ -188,6 +188,9 @@ def detect(
 @contextmanager
 def progress(doing: str, then: str = "measuring") -> Iterator[Callable[[int, int], None]]:
     """A bar with the time left, on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(doing, total=None)

@@ -37,6 +37,7 @@ from server.release.draw import Draws
 from server.release.quality import SEEN, Check, classes, diversity, likeness, sharpness
 from shared.config.experiment import Gate
 from shared.durable import write_bytes
+from shared.errors import in_words
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def judge(
         try:
             checks.append(check())
         except Exception as error:  # noqa: BLE001 - whatever keeps a check from running, the release does not pass it
-            checks.append(Check(name, False, f"could not run: {type(error).__name__}", "must run"))
+            checks.append(Check(name, False, f"could not run: {in_words(error)}", "must run"))
     return Verdict(tuple(checks), about)
 
 

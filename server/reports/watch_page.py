@@ -90,7 +90,8 @@ function tile(title, value, note) {
   return d;
 }
 function roundTile(r, now) {
-  const said = { running: r.stage, open: r.stage + "; last word " + ago(r.told, now), waiting: "waiting for the server",
+  const heard = r.told ? "last word " + ago(r.told, now) : "nothing heard yet";
+  const said = { running: r.stage, open: r.stage + "; " + heard, waiting: "waiting for the server",
     finished: "finished after " + span(r.seconds) }[r.state];
   return tile("Round", r.round + " of " + r.rounds, said || r.state);
 }

@@ -21,14 +21,13 @@ import datetime
 import ipaddress
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from pydantic import Field
 
+from server.superlink.federation import Federation
 from shared.config.record import Record
 from shared.config.site import SiteName
 from shared.crypto import keys
@@ -38,26 +37,6 @@ from shared.journal import journal
 
 CA_DAYS, SERVER_DAYS, SITE_DAYS = 5 * 365, 365, 2 * 365
 CLOCK_SKEW = datetime.timedelta(hours=1)
-
-
-class Federation(Record):
-    """federation.yaml: what the coordinator decides once.
-
-    address   host:port that the hospitals connect to; the certificate is made for this host
-    listen    address of this machine to listen on; port 0 of `address` is not allowed
-    """
-
-    name: SiteName
-    address: keys.Address
-    listen: Annotated[str, Field(pattern=r"^[0-9a-fA-F.:]+$")] = "0.0.0.0"  # noqa: S104 - hospitals come from outside
-
-    @property
-    def host(self) -> str:
-        return self.address.rpartition(":")[0].strip("[]")
-
-    @property
-    def port(self) -> int:
-        return int(self.address.rpartition(":")[2])
 
 
 class Member(Record):

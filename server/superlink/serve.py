@@ -45,7 +45,7 @@ from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.main import create_app
 
 from server.superlink import heartbeats, inbox, jobs, provision
-from server.superlink.provision import Federation
+from server.superlink.federation import Federation
 from shared import flower, ports
 from shared.crypto import keys
 from shared.errors import FederationError

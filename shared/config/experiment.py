@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
-from shared.config.model import ADAPTERS, DEFAULT, ModelSettings, settings_of
+from shared.config.model import ADAPTERS, ModelSettings, settings_last, unless_unknown
 from shared.config.record import Positive, PositiveFloat, Record
 from shared.config.site import Site, SiteName
 
@@ -254,9 +254,7 @@ class Experiment(Record):
         training = tree.get("training") if isinstance(tree, dict) else None
         if isinstance(training, dict) and training.get("trainable") == "adapter":
             raise ValueError("`training.trainable: adapter` is called `appearance` now")
-        # An unknown key is an error by itself: no kind of model is loaded for its sake
-        whole = not isinstance(tree, dict) or set(tree) <= set(cls.model_fields)
-        return tree if whole else {**tree, "model": ModelSettings(kind=DEFAULT)}
+        return unless_unknown(cls, tree)
 
     @classmethod
     def upgraded(cls, tree: dict[str, Any]) -> dict[str, Any]:
@@ -269,8 +267,7 @@ class Experiment(Record):
     @field_validator("model", mode="before")
     @classmethod
     def _of_its_kind(cls, tree: object, info: ValidationInfo) -> ModelSettings:
-        """Last of all: a slip elsewhere in the file is said at once, without loading torch."""
-        return settings_of(tree) if set(cls.model_fields) - {"model"} <= set(info.data) else ModelSettings(kind=DEFAULT)
+        return settings_last(cls, tree, info)
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:

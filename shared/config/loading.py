@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,12 @@ from shared.errors import ConfigError
 
 R = TypeVar("R", bound=Record)
 NEAR = 0.7  # of 1: a slip of the keyboard, and not another word that shares some letters
+
+WANTED = {  # where pydantic speaks of Python
+    "dict_type": "it needs keys and values",
+    "model_type": "it needs keys and values",
+    "tuple_type": "it needs a list",
+}
 
 
 def read(path: Path, kind: type[R], overrides: dict[str, Any] | None = None) -> R:
@@ -41,7 +48,9 @@ def tree_of(path: Path, kind: type[Record], overrides: dict[str, Any] | None = N
         where = f" at line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path} is not valid YAML{where}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold keys and values, not a {type(tree).__name__}")
+        raise ConfigError(
+            f"{path} must hold keys and values, not {'a list' if isinstance(tree, list) else 'one value'}"
+        )
     for dotted, value in (overrides or {}).items():
         *parents, leaf = dotted.split(".")
         branch = tree
@@ -61,7 +70,7 @@ def validate(tree: dict[str, Any], kind: type[R], source: str) -> R:
 
 def explain(error: ValidationError, kind: type[Record]) -> str:
     first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
+    path = ".".join(str(part) for part in first["loc"] if not str(part).endswith("]"))  # pydantic's own parts end so
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])
         known = _keys_at(kind, first["loc"][:-1])
@@ -73,7 +82,12 @@ def explain(error: ValidationError, kind: type[Record]) -> str:
         return f"the key `{path}` is required"
     if first["type"] == "value_error":
         return f"{path + ': ' if path else ''}{first['ctx']['error']}"
-    return f"`{path}` is {first['input']!r}: {first['msg'].lower()}"
+    given = first["input"]
+    value = (
+        json.dumps(given) if given is None or isinstance(given, bool) else repr(given)
+    )  # null and false, as in the file
+    wanted = WANTED.get(first["type"], first["msg"][0].lower() + first["msg"][1:])
+    return f"`{path}` is {value}: {wanted}{'; write null for none' if given == 'none' else ''}"
 
 
 def _keys_at(kind: type[Record], location: tuple[int | str, ...]) -> list[str]:

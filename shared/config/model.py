@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo
 
 from shared.config.loading import explain
 from shared.config.record import Record
@@ -42,3 +42,15 @@ def settings_of(tree: object) -> ModelSettings:
     except ValidationError as error:
         raise ValueError(explain(error, kind)) from error
     return found
+
+
+def settings_last(record: type[Record], tree: object, info: ValidationInfo) -> ModelSettings:
+    """The field `model`, declared last of a record: a slip elsewhere in the file is said at once, without loading torch."""
+    whole = set(record.model_fields) - {"model"} <= set(info.data)
+    return settings_of(tree) if whole else ModelSettings(kind=DEFAULT)
+
+
+def unless_unknown(record: type[Record], tree: Any) -> Any:
+    """An unknown key of a record is an error by itself: no kind of model is loaded for its sake."""
+    known = not isinstance(tree, dict) or set(tree) <= set(record.model_fields)
+    return tree if known else {**tree, "model": ModelSettings(kind=DEFAULT)}

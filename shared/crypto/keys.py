@@ -31,12 +31,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import Field
 
 from shared.config.loading import validate
-from shared.config.record import Record
+from shared.config.record import Address, Record
 from shared.config.site import SiteName
 from shared.durable import sync_folder, write_new
 from shared.errors import FederationError
 
-Address = Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):\d{1,5}$")]
 WARN_DAYS = 30
 
 

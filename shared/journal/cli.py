@@ -1,17 +1,21 @@
-"""`fedsynth journal`: the journals of both sides, checked and shown."""
+"""`fedsynth journal`: the journals of both sides, checked and shown.
+
+A command imports what it needs when it runs: help is answered at once.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shared.crypto import signing
 from shared.errors import DataError
-from shared.journal import chain, journal, verifier
+
+if TYPE_CHECKING:
+    from shared.journal.chain import Record
 
 app = typer.Typer(help="The journals of both sides: what was asked, decided, refused and sent.", no_args_is_help=True)
 
@@ -41,6 +45,9 @@ def verify(
 
     Exit code 0: whole; 4: a record was altered, which is named; 5: records are missing at the end; 6: no good checkpoint.
     """
+    from shared.crypto import signing
+    from shared.journal import verifier
+
     found = verifier.verify(path, checkpoint, signing.load_public(public_key) if public_key else None)
     if as_json:
         typer.echo(json.dumps(asdict(found)))
@@ -59,13 +66,15 @@ def verify(
 @app.command(epilog="Example: fedsynth journal show brains --json")
 def show(path: Where, as_json: AsJson = False) -> None:
     """Print what a journal holds, oldest first, once it is checked."""
+    from shared.journal import journal, verifier
+
     found = verifier.find(path)
     if found.name != journal.FILE:
         raise DataError(f"{found} is not called {journal.FILE}; `journal verify` takes any name")
     print_entries(journal.read(found.parent), as_json=as_json)
 
 
-def print_entries(entries: list[chain.Record], *, as_json: bool) -> None:
+def print_entries(entries: list[Record], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(entries))
         return

@@ -35,7 +35,7 @@ def site(tmp_path: Path, write_series: Write) -> Path:
 
 def test_ingest_prints_totals_reasons_and_the_next_step(site: Path, tmp_path: Path) -> None:
     said = invoke("ingest", str(site), "--work", str(tmp_path / "work"), "--slices", "4", "--image-size", "16")
-    assert "north: 1 patients, 4 slices" in said and "files: 16 passed, 0 quarantined, 1 refused" in said
+    assert "north: 1 patient, 4 slices" in said and "files: 16 passed, 0 quarantined, 1 refused" in said
     assert "1  not a DICOM file" in said and "Next:" in said and "pseudonym.key" in said
 
 

@@ -10,6 +10,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import click.testing
 import pytest
 import yaml
 from PIL import Image
@@ -123,8 +124,10 @@ def test_a_command_of_a_higher_room_joins_the_group_of_a_lower_one(monkeypatch: 
         EntryPoint("privacy", "privacy.cli:app", group),
         EntryPoint("privacy.gone", "no_such_room.cli:app", group),  # as simulations in the wheel
     ]
-    monkeypatch.setattr(cli, "entry_points", lambda group: entries)
-    shown = CliRunner().invoke(cli.build(), ["privacy", "--help"]).stdout
+    monkeypatch.setattr(cli, "entries", lambda: entries)
+    fedsynth = click.testing.CliRunner()
+    shown = fedsynth.invoke(cli.build(), ["privacy", "--help"]).stdout
     assert "audit" in shown
     assert "plan" in shown
-    assert "Example: fedsynth privacy audit" in CliRunner().invoke(cli.build(), ["privacy", "audit", "--help"]).stdout
+    assert "Example: fedsynth privacy audit" in fedsynth.invoke(cli.build(), ["privacy", "audit", "--help"]).stdout
+    assert fedsynth.invoke(cli.build(), ["simulate", "--help"]).exit_code == 2, "its room is not there"

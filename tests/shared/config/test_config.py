@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,8 @@ def test_every_shipped_experiment_is_valid_and_opens_with_its_command() -> None:
         ({}, "the key `name` is required"),
         ({"name": "a", "privacy": {"epsilon": -1}}, "`privacy.epsilon` is -1"),
         ({"name": "a", "privacy": {"epsilon": float("nan")}}, "privacy.epsilon"),
+        ({"name": "a", "privacy": {"epsilon": "none"}}, "write null for none"),
+        ({"name": "a", "training": None}, "`training` is null: it needs keys and values"),
         ({"name": "a", "data": "sites"}, "go together"),
         ({"name": "A B"}, "`name`"),
         ({"name": "a", "federation": {"weights": {"north": 8000}}}, "`federation.weights.north` is 8000"),
@@ -63,6 +66,7 @@ def test_a_wrong_key_or_value_is_one_line_that_names_it(tree: dict[str, object],
         validate(tree, Experiment, source="file.yaml")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not re.search("None|True|dict|tuple|instance|literal", str(caught.value)), "words of Python"
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "name: [\n", "name: a\n\tb: c\n"])
