@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -25,6 +25,7 @@ from client.verification.report import write as write_report
 from shared.config.loading import read
 from shared.config.site import Site
 from shared.errors import DataError
+from shared.modalities import base as modalities
 
 app = typer.Typer(name="client", help="The hospital: its own data, and its part in a federation.", no_args_is_help=True)
 app.add_typer(network_cli.app)
@@ -92,12 +93,12 @@ def pacs(
     if settings.pacs is None:
         raise DataError("the site file names no `pacs`")
     with progress("asking") as tell:
-        found = pull.preview(settings.pacs, tell)
+        found = pull.preview(settings.pacs, modalities.modality(settings.modality), tell)
     if as_json:
         typer.echo(json.dumps(asdict(found)))
         return
     typer.echo(
-        f"the PACS answers; of {found.patients} wanted patients it has {found.found} with {pull.MODALITY} images"
+        f"the PACS answers; of {found.patients} wanted patients it has {found.found} with {found.modality} images"
     )
     typer.echo(f"an ingest would fetch {found.instances} instances: {found.series} series of {found.studies} studies")
 
@@ -110,7 +111,9 @@ def deidentify(
     text_check: Annotated[
         bool, typer.Option(help="look for text in every frame; withhold a series that shows any")
     ] = True,
-    modality: Annotated[Literal["mr", "ct"], typer.Option(help="what is rebuilt; other files are refused")] = "mr",
+    modality: Annotated[
+        str, typer.Option(help="what is rebuilt, such as mr or ct; other files are refused")
+    ] = modalities.DEFAULT,
     default_issuer: Annotated[
         str, typer.Option(help="issuer of the patient identifiers of headers that name none")
     ] = "",
@@ -135,6 +138,7 @@ def deidentify(
         return
     if source is None or target is None or key is None:
         raise DataError("say what to read, where to write and which key: `deidentify IN OUT --key FILE`")
+    modalities.modality(modality)  # an unknown one is an error before the key is made
     secret = pseudonym.load_or_make(key)
     with progress("rebuilding") as tell:
         entries = export.export(source, target, secret, tell, text_check=text_check, modality=modality,

@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from shared.config.record import Positive, PositiveFloat, Record
+from shared.config.record import ModalityName, Positive, PositiveFloat, Record
 from shared.config.site import Site, SiteName
+from shared.modalities.base import DEFAULT
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0.01, le=100)]
@@ -210,6 +211,7 @@ class Experiment(Record):
 
     data      "phantoms", a folder class/patient/*.png|jpg, or "sites" when `sites` lists real ones
     classes   the labels in order; each maps to a label of the base ("healthy", ...) or to "any" (no label)
+    modality  of the images, a name of shared/modalities; a site whose cohort has another takes no part
     base      name of a shipped base, or a path to base weights, or "none" (random start; full training only)
     """
 
@@ -218,6 +220,7 @@ class Experiment(Record):
     classes: dict[str, str] = Field(
         default={"healthy": "healthy", "atrophy": "atrophy", "lesion": "lesion"}, min_length=1
     )
+    modality: ModalityName = DEFAULT
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     base: str = "phantoms-64"
     sites: tuple[Site, ...] = ()
