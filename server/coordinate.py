@@ -34,6 +34,7 @@ from shared.config.experiment import Experiment
 from shared.device import device_for
 from shared.durable import write_bytes
 from shared.journal.journal import configuration
+from shared.modalities.base import modality
 from shared.network import Model
 
 SELECTION_METRIC = "FD-efflite0"
@@ -164,6 +165,7 @@ def _study(experiment: Experiment, evaluator: Evaluator, heldout: Heldout, event
             bootstrap=experiment.evaluation.bootstrap,
             seed=experiment.seed,
             with_utility=experiment.evaluation.utility and len(experiment.classes) > 1,
+            markers=modality(experiment.modality).biomarkers,
             real_Nd=evaluator.features,
         )
     events.write("studied", **({"round": best} | found))

@@ -157,12 +157,14 @@ def _codes(source: Dataset, keyword: str) -> set[tuple[str, str]]:
 
 
 def check_type(image_type: tuple[str, ...], accepted: Collection[tuple[str, str]] = (("ORIGINAL", "PRIMARY"),)) -> None:
-    """Only images that begin with what is `accepted`; none of the denied words anywhere in the type."""
-    spelled = {word.replace("_", " ") for word in image_type} | set(image_type)
+    """Only images that begin with what is `accepted`; none of the denied words anywhere else in the type."""
+    begins = image_type[:2] in accepted
+    said = image_type[2:] if begins else image_type
+    spelled = {word.replace("_", " ") for word in said} | set(said)
     for reason, denied in DENIED.items():
         if denied & spelled:
             raise Withheld(reason)
-    if image_type[:2] not in accepted:
+    if not begins:
         raise Withheld(Reason.DERIVED)
 
 

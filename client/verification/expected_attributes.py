@@ -59,8 +59,6 @@ ANYWHERE = """
 0020000E UI uid
 00200010 SH -
 00200011 IS -
-00200052 UI uid
-00201040 LO -
 00280010 US n:1:4096:0
 00280011 US n:1:4096:0
 00280100 US n:8:16:0
@@ -136,6 +134,7 @@ def judged() -> tuple[ModuleType, ...]:
     return tuple(importlib.import_module(f"{modalities.__name__}.{name}") for name in found)
 
 
+@cache
 def names() -> frozenset[str]:
     """What a manifest may call a SOP class, and how it may say that values became greys."""
     return frozenset(word for module in judged() for word in (*module.SOP_CLASSES.values(), module.SCALING))

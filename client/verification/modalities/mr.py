@@ -12,6 +12,8 @@ SCALING = "from the 1st to the 99th percentile of the foreground of each volume"
 ANY = """
 00080060 CS MR
 00180087 DS n:0.01:20:2
+00200052 UI uid
+00201040 LO -
 00280002 US n:1:1:0
 00280004 CS MONOCHROME1|MONOCHROME2
 """
