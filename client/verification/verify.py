@@ -23,15 +23,8 @@ from typing import Any
 
 from client.deidentification import manifest, pseudonym
 from client.deidentification.manifest import Reason, Verdict
-from client.verification import (
-    expected_attributes,
-    external_validators,
-    findings,
-    report,
-    source_values,
-    verify_cohort,
-    verify_dicom,
-)
+from client.verification import external_validators, findings, report, source_values, verify_cohort, verify_dicom
+from client.verification.expected_attributes import names as names_of_modalities
 from client.verification.findings import Verification
 from client.verification.verify_dicom import Needles
 from privacy import ledger
@@ -292,7 +285,7 @@ def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _field(name: str, value: str, needles: Needles, result: Verification) -> None:
-    if value in FIXED or value in expected_attributes.names():
+    if value in FIXED or value in names_of_modalities():
         return
     pattern = FIELDS.get(name, r"[0-9a-f]{64}")
     if not re.fullmatch(pattern, value):

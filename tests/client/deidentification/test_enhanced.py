@@ -106,8 +106,8 @@ def test_only_the_first_complete_volume_of_a_multi_frame_series_is_used(
 
 # What one multi-frame object becomes: keywords at the top, in the shared item, and in the first frame.
 TOP = {
-    *(rule.keyword for rule in profile.IDENTITY), *(rule.keyword for rule in profile.PIXELS), "SOPClassUID", "ImageType",
-    "InstanceNumber", "Manufacturer", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions",
+    *(rule.keyword for rule in profile.IDENTITY), *(rule.keyword for rule in profile.PIXELS), "SOPClassUID", "Modality",
+    "ImageType", "InstanceNumber", "Manufacturer", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions",
     "MagneticFieldStrength", "NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 }  # fmt: skip
 SHARED = {
