@@ -48,7 +48,8 @@ class Modality:
     channels      of a picture: 1 (grey) or 3 (colour)
     photometric   what Photometric Interpretation may say
     image_types   the first two values of Image Type that are accepted
-    burned_in     what Burned In Annotation may say, where it is there; "YES" only with a reader that takes the text out
+    burned_in     what Burned In Annotation may say, where it is there; "YES" only with a reader whose `scan` takes the text out.
+                  Text that is still seen in the pixels withholds a series of every modality
     window        black and white of every picture; none: a volume's own values decide
     scaling       the same in words, for the manifest
     faces         "removed": its reader can take them off. "stay": they show and cannot be taken off. "none": it shows none
