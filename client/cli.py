@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from client import checks_cli, network_cli
 from shared.errors import DataError
+from shared.modalities import base as modalities
 from shared.wording import count
 
 app = typer.Typer(name="client", help="The hospital: its own data, and its part in a federation.", no_args_is_help=True)
@@ -98,12 +99,12 @@ def pacs(
     from client.pacs import pull
 
     with progress("asking") as tell:
-        found = pull.preview(settings.pacs, tell)
+        found = pull.preview(settings.pacs, modalities.modality(settings.modality), tell)
     if as_json:
         typer.echo(json.dumps(asdict(found)))
         return
     typer.echo(
-        f"the PACS answers; of {count(found.patients, 'wanted patient')} it has {found.found} with {pull.MODALITY} images"
+        f"the PACS answers; of {count(found.patients, 'wanted patient')} it has {found.found} with {found.modality} images"
     )
     typer.echo(
         f"an ingest would fetch {count(found.instances, 'instance')}: {found.series} series of {found.studies} studies"
@@ -118,7 +119,9 @@ def deidentify(
     text_check: Annotated[
         bool, typer.Option(help="look for text in every frame; withhold a series that shows any")
     ] = True,
-    modality: Annotated[Literal["mr", "ct"], typer.Option(help="what is rebuilt; other files are refused")] = "mr",
+    modality: Annotated[
+        str, typer.Option(help="what is rebuilt, such as mr or ct; other files are refused")
+    ] = modalities.DEFAULT,
     default_issuer: Annotated[
         str, typer.Option(help="issuer of the patient identifiers of headers that name none")
     ] = "",
@@ -148,6 +151,7 @@ def deidentify(
     from client.deidentification import export, manifest, pseudonym
     from client.verification.report import write as write_report
 
+    modalities.modality(modality)  # an unknown one is an error before the key is made
     secret = pseudonym.load_or_make(key)
     with progress("rebuilding") as tell:
         entries = export.export(source, target, secret, tell, text_check=text_check, modality=modality,

@@ -28,6 +28,7 @@ from shared.config.site import Site
 from shared.crypto import keys
 from shared.durable import write_bytes
 from shared.errors import DataError
+from shared.modalities.base import PIPELINE, modality
 
 LOG = logging.getLogger("fedsynth.client")
 LEDGER_FILE = "ledger.jsonl"
@@ -65,17 +66,22 @@ class Facts(Record):
     cohort       name in the ledger, from the hospital's key
     members      SHA-256 of the list of pseudonyms, which lies beside the ledger; none: the cohort was made with another key
     delta        what follows from the number of patients (a power of ten), for sites whose file names none
+    modality, image_size, channels   of the pictures
     classes      names of the labels in order, as given to the ingest; none: every patient is unlabelled
+    pipeline     number of the pipeline that made the pictures (shared/modalities/base.py)
+
+    What a file of an older version lacks has the value that everything had then.
     """
 
     version: Literal[1] = 1
     cohort: str
     members: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
     delta: float
-    modality: str
+    modality: str = "mr"
     image_size: Positive
     channels: Positive = 1
     classes: tuple[str, ...]
+    pipeline: Positive = 1
 
 
 def facts_path(work: Path) -> Path:
@@ -102,7 +108,9 @@ def register(site: Site, work: Path, *, image_size: int, classes: Sequence[str])
         delta=default_delta(max(1, len(names))),
         modality=site.modality,
         image_size=image_size,
+        channels=modality(site.modality).channels,
         classes=tuple(classes),
+        pipeline=PIPELINE,
     )
     write_bytes(facts_path(work), facts.model_dump_json(indent=2).encode())
     return facts

@@ -25,6 +25,7 @@ from shared import checks
 from shared.checks import Finding, State
 from shared.config.site import Site
 from shared.errors import DataError, FedsynthError
+from shared.modalities.base import Modality, modality
 
 SAMPLE = 40  # headers that are looked at
 PACKAGES = (*checks.PACKAGES, "pydicom", "highdicom")
@@ -53,27 +54,29 @@ def _data(site: Site) -> Iterator[Finding]:
     yield Finding("data", state, f"{len(files):,} files, {len(files) - len(plain):,} links or special, {unreadable:,} unreadable",
                "let this user read the data folder" if state != "good" else "")  # fmt: skip
     if site.format == "dicom" and plain:
-        yield _headers(
-            [plain[number * len(plain) // SAMPLE] for number in range(SAMPLE)] if len(plain) > SAMPLE else plain
-        )
+        sample = [plain[number * len(plain) // SAMPLE] for number in range(SAMPLE)] if len(plain) > SAMPLE else plain
+        yield _headers(sample, modality(site.modality))
 
 
-def _headers(sample: list[Path]) -> Finding:
+def _headers(sample: list[Path], wanted: Modality) -> Finding:
     found: Counter[str] = Counter()
     for path in sample:
         try:
-            header = reader.header(path, dicom.WANTED)
-            found[guarded(manifest.Reason.UNREADABLE, lambda: gate(header))] += 1  # noqa: B023
+            header = reader.header(path, dicom.wanted(wanted.name))
+            found[guarded(manifest.Reason.UNREADABLE, lambda: gate(header, wanted.name))] += 1  # noqa: B023
         except Withheld as withheld:
             found[withheld.reason.text] += 1
-    usable = sum(
-        count for name, count in found.items() if name in ("MR Image", "Enhanced MR Image") or "Legacy" in name
-    )
+    usable = sum(found[name] for name in wanted.sop_classes.values())
     said = f"of {len(sample)} headers {usable} may be used: " + ", ".join(
         f"{n} {name}" for name, n in found.most_common(4)
     )
     if not usable:
-        return Finding("headers", "bad", said, "check that `data` holds MR as it was acquired, and `format`")
+        return Finding(
+            "headers",
+            "bad",
+            said,
+            f"check that `data` holds {wanted.code} as it was acquired, `format`, and `modality`",
+        )
     return Finding("headers", "good" if usable * 2 >= len(sample) else "warning", said,
                 "" if usable * 2 >= len(sample) else "most files will be withheld; look whether that is meant")  # fmt: skip
 

@@ -8,7 +8,7 @@ more before it computes.
 | epsilon, delta, noise and rate from below     | what the ledger counts must be what protects                                |
 | `max_grad_norm`, learning rate, received weights | what is computed before the noise must stay finite                       |
 | slices times draws, parameters, steps, rounds | what a step costs must not tell patients apart, nor stop the machine        |
-| base, trainable part, classes, image size     | a stranger chooses from a list                                              |
+| base, trainable part, modality, classes, size | a stranger chooses from a list                                              |
 
 Left out: approval of code by hash (approval.py), and what is spent (budget.py).
 """
@@ -36,6 +36,7 @@ from shared.errors import (
     WeightsError,
 )
 from shared.messages import TrainReply
+from shared.modalities.base import PIPELINE
 
 LARGEST_DELTA = 1e-5  # of an experiment, where the site's file says nothing
 
@@ -101,22 +102,25 @@ def check_size(site: Site, parameters: int) -> None:
 
 
 def check_cohort(site: Site, experiment: Experiment, facts: Facts) -> None:
-    """Raise PolicyError when the experiment is for images or classes other than the cohort's. Compares public facts alone."""
-    size, classes = experiment.model.image_size, tuple(experiment.classes)
-    if facts.image_size != size:
-        raise PolicyError(
-            f"the cohort has images of {facts.image_size} pixels, the experiment wants {size}: run `fedsynth client ingest` with "
-            f"--image-size {size} to take part",
-            word="cohort",
-            setting="model.image_size",
-        )
-    if facts.classes and facts.classes != classes:
-        raise PolicyError(
-            f"the cohort was made with the classes {', '.join(facts.classes)}, the experiment has {', '.join(classes)[:200]}: run "
-            f"`fedsynth client ingest` with --classes in that order to take part as {site.name}",
-            word="cohort",
-            setting="classes",
-        )
+    """Raise PolicyError when the experiment is for other images or classes than the cohort's. Compares public facts alone."""
+    size, channels, classes = experiment.model.image_size, experiment.model.image_channels, tuple(experiment.classes)
+    again = "run `fedsynth client ingest`"
+    for setting, fits, said, cure in (
+        ("modality", facts.modality == experiment.modality,
+         f"is of {facts.modality}, the experiment of {experiment.modality}",
+         "take part with a site file and a work folder of that modality"),
+        ("model.image_channels", facts.channels == channels,
+         f"has images of {facts.channels} channels, the experiment of {channels}", f"{again} again"),
+        ("model.image_size", facts.image_size == size,
+         f"has images of {facts.image_size} pixels, the experiment wants {size}", f"{again} with --image-size {size} to take part"),
+        ("classes", not facts.classes or facts.classes == classes,
+         f"was made with the classes {', '.join(facts.classes)}, the experiment has {', '.join(classes)[:200]}",
+         f"{again} with --classes in that order to take part as {site.name}"),
+        ("", facts.pipeline == PIPELINE,
+         f"was made by pipeline {facts.pipeline}, this version is pipeline {PIPELINE} and makes other pictures", f"{again} again"),
+    ):  # fmt: skip
+        if not fits:
+            raise PolicyError(f"the cohort {said}: {cure}", word="cohort", setting=setting)
 
 
 def _most(site: Site, key: str, holds: bool, said: str) -> None:

@@ -34,6 +34,7 @@ from shared.adapters.base import attach
 from shared.config.experiment import Experiment
 from shared.durable import write_bytes
 from shared.journal.journal import configuration
+from shared.modalities.base import modality
 from shared.models import weights
 from shared.models.base import GenerativeModel
 from shared.models.device import device_for
@@ -165,6 +166,7 @@ def _study(experiment: Experiment, evaluator: Evaluator, heldout: Heldout, event
             bootstrap=experiment.evaluation.bootstrap,
             seed=experiment.seed,
             with_utility=experiment.evaluation.utility and len(experiment.classes) > 1,
+            markers=modality(experiment.modality).biomarkers,
             real_Nd=evaluator.features,
         )
     events.write("studied", **({"round": best} | found))

@@ -94,6 +94,7 @@ def _phantom_site(experiment: Experiment, name: str, index: int, out: Path, pati
         name=name,
         data=folder,
         format="dicom",
+        modality=experiment.modality,
         labels=folder / "labels.csv",
         face_removal="none",
         text_check="none",
@@ -138,6 +139,7 @@ def _deal(experiment: Experiment, source: Path, out: Path) -> tuple[list[Site], 
                 name=name,
                 data=folder,
                 format="images",
+                modality=experiment.modality,
                 face_removal="none",
                 text_check="none",
                 epsilon_cap=max(8.0, experiment.privacy.epsilon or 8.0),
@@ -145,7 +147,8 @@ def _deal(experiment: Experiment, source: Path, out: Path) -> tuple[list[Site], 
             )
         )
     folder = _copy([patients[i] for i in sorted(held)], out / "hospitals" / "heldout")
-    return sites, Site(name="heldout", data=folder, format="images", face_removal="none", text_check="none")
+    heldout = Site(name="heldout", data=folder, format="images", face_removal="none", text_check="none")
+    return sites, heldout.model_copy(update={"modality": experiment.modality})
 
 
 def _copy(patients: list[tuple[str, Path]], folder: Path) -> Path:

@@ -9,7 +9,7 @@ Left out: text inside the pixels; faces.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 
 from pydicom.dataset import Dataset
@@ -17,7 +17,9 @@ from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag, Tag
 
 from client.deidentification.manifest import Reason, Withheld
-from client.deidentification.profile import MODALITIES, SOP_CLASSES
+from client.modalities import reader_of
+from shared.modalities.base import DEFAULT, Modality, sop_classes
+from shared.modalities.base import modality as known
 
 DICOMDIR = "1.2.840.10008.1.3.10"
 
@@ -79,37 +81,40 @@ def words(source: Dataset, keyword: str) -> tuple[str, ...]:
     return tuple(word for word in (str(item).strip(" \0").upper() for item in values) if word)
 
 
-def check(source: Dataset, modality: str = "mr") -> str:
+def check(source: Dataset, modality: str = DEFAULT) -> str:
     """The name of the SOP class if this header may go on; else raises Withheld with the reason.
 
-    modality   of the site, a key of `profile.MODALITIES`; files of another one are refused
+    modality   of the site, a name of shared/modalities; files of another one are refused
     """
     sop_class = "".join(words(source, "SOPClassUID"))
     if sop_class == DICOMDIR or "DirectoryRecordSequence" in source:
         raise Withheld(Reason.DICOMDIR)
-    if sop_class not in SOP_CLASSES:
+    if sop_class not in sop_classes():
         raise Withheld(Reason.SOP_CLASS)
-    name, _ = SOP_CLASSES[sop_class]
-    if sop_class not in MODALITIES[modality] or words(source, "Modality") != (modality.upper(),):
+    wanted = known(modality)
+    if sop_class not in wanted.sop_classes or words(source, "Modality") not in {(code,) for code in wanted.codes}:
         raise Withheld(Reason.MODALITY)
     for place in (source, *_converted(source)):
         check_subject(place)
-    if modality == "ct" and words(source, "RescaleType") not in {(), ("HU",)}:
-        raise Withheld(Reason.PIXEL_FORMAT)
-    if words(source, "SamplesPerPixel") not in {(), ("1",)} or not set(words(source, "PhotometricInterpretation")) <= {
-        "MONOCHROME1",
-        "MONOCHROME2",
-    }:
-        raise Withheld(Reason.COLOUR)
+    reader_of(modality).check_header(source)
+    check_colour(source, wanted)
     if words(source, "ConversionType") or words(source, "SecondaryCaptureDeviceManufacturer"):
         raise Withheld(Reason.CONVERTED)
-    if words(source, "BurnedInAnnotation") not in {(), ("NO",)}:
+    if words(source, "BurnedInAnnotation") not in {(), *((word,) for word in wanted.burned_in)}:
         raise Withheld(Reason.BURNED_IN)
-    check_type(words(source, "ImageType"))
+    check_type(words(source, "ImageType"), wanted.image_types)
     check_component(source)
     if not "".join(words(source, "PatientID")):
         raise Withheld(Reason.NO_PATIENT)
-    return name
+    return wanted.sop_classes[sop_class]
+
+
+def check_colour(source: Dataset, wanted: Modality) -> None:
+    """Only samples that the modality knows: one of a grey pixel, three of a colour."""
+    samples = {"1" if said.startswith("MONOCHROME") else "3" for said in wanted.photometric}
+    known_samples = words(source, "SamplesPerPixel") in {(), *((count,) for count in samples)}
+    if not known_samples or not set(words(source, "PhotometricInterpretation")) <= set(wanted.photometric):
+        raise Withheld(Reason.COLOUR)
 
 
 def check_subject(source: Dataset) -> None:
@@ -151,13 +156,15 @@ def _codes(source: Dataset, keyword: str) -> set[tuple[str, str]]:
     }
 
 
-def check_type(image_type: tuple[str, ...]) -> None:
-    """Only original, primary images; none of the denied words anywhere in the type."""
-    spelled = {word.replace("_", " ") for word in image_type} | set(image_type)
+def check_type(image_type: tuple[str, ...], accepted: Collection[tuple[str, str]] = (("ORIGINAL", "PRIMARY"),)) -> None:
+    """Only images that begin with what is `accepted`; none of the denied words anywhere else in the type."""
+    begins = image_type[:2] in accepted
+    said = image_type[2:] if begins else image_type
+    spelled = {word.replace("_", " ") for word in said} | set(said)
     for reason, denied in DENIED.items():
         if denied & spelled:
             raise Withheld(reason)
-    if image_type[:2] != ("ORIGINAL", "PRIMARY"):
+    if not begins:
         raise Withheld(Reason.DERIVED)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from client.deidentification import profile, provenance, reader
 from client.deidentification.manifest import Reason, Verdict
 from client.verification.report_words import OPTIONS
+from shared.modalities.base import modality, names, sop_classes
 
 SYNTAXES = {
     "1.2.840.10008.1.2": "Implicit VR Little Endian",
@@ -61,7 +62,7 @@ def _lines() -> Iterable[str]:
     )  # fmt: skip
     yield "## 2. What is accepted"
     yield ""
-    yield from _table(("SOP class UID", "Name"), [(f"`{uid}`", name) for uid, (name, _) in profile.SOP_CLASSES.items()])
+    yield from _table(("SOP class UID", "Name"), [(f"`{uid}`", name) for uid, name in sop_classes().items()])
     yield (
         "Every other SOP class is refused, among them secondary captures, encapsulated documents, structured reports, "
         "presentation states, segmentations, waveforms, raw data, spectroscopy, video, and private classes. Input is a Part "
@@ -121,10 +122,11 @@ def _lines() -> Iterable[str]:
     yield ""
     yield f"Allow-list, SHA-256 `{provenance.table_digest()}`."
     yield ""
-    for modality in profile.MODALITIES:
-        yield f"### {modality.upper()}"
-        yield ""
-        yield from _table(("Tag", "Attribute", "Value"), profile.describe(modality))
+    for name in names():
+        if rows := profile.describe(name):
+            yield f"### {modality(name).code}: {modality(name).title}"
+            yield ""
+            yield from _table(("Tag", "Attribute", "Value"), rows)
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterable[str]:

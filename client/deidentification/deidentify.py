@@ -19,8 +19,10 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from client.deidentification import acceptance, elements, enhanced, pixels, rules
 from client.deidentification.manifest import Reason, Withheld
-from client.deidentification.profile import BASIC_PROFILE, CLEAN_PIXEL_DATA, SOP_CLASSES
+from client.deidentification.profile import BASIC_PROFILE, CLEAN_PIXEL_DATA
 from client.deidentification.redaction import guarded
+from client.modalities import reader_of
+from shared.modalities.base import DEFAULT
 
 IMPLEMENTATION_UID = "2.25.292614219327341873105482071862411273431"
 IMPLEMENTATION_NAME = "FEDSYNTH_0"
@@ -36,12 +38,12 @@ META: dict[str, str | bytes | int] = {  # an empty value is filled in
 PREAMBLE = b"De-identified by fedsynth: rebuilt from an allow-list (DICOM PS3.15 2026d, 113100)".ljust(128, b"\0")
 
 
-def rebuild(source: FileDataset, key: bytes, modality: str = "mr", patient: str = "") -> Dataset:
+def rebuild(source: FileDataset, key: bytes, modality: str = DEFAULT, patient: str = "") -> Dataset:
     """A new dataset that holds what the allow-list permits of `source`. Raises Withheld with the reason.
 
     source  as read by `client.deidentification.reader.whole`
     key     the site's 32 bytes
-    modality  of the site: "mr" or "ct"
+    modality  of the site: a name of shared/modalities
     patient   the person's pseudonym, where other files had a say in who that is; empty: by this header alone
     """
     return guarded(Reason.UNREADABLE, lambda: _rebuild(source, key, modality, patient))
@@ -50,10 +52,9 @@ def rebuild(source: FileDataset, key: bytes, modality: str = "mr", patient: str 
 def _rebuild(source: FileDataset, key: bytes, modality: str, patient: str) -> Dataset:
     acceptance.check(source, modality)
     sop_class = str(source.SOPClassUID)
-    _, table = SOP_CLASSES[sop_class]
     result = elements.blank()
     elements.put(result, "SOPClassUID", sop_class)
-    rules.apply(table, source, result, key)
+    rules.apply(reader_of(modality).tables[sop_class], source, result, key)
     if patient:
         elements.put(result, "PatientID", patient)
     if "NumberOfFrames" in result:

@@ -24,6 +24,7 @@ from client.readers import persons, text
 from client.readers.inventory import Inputs
 from client.verification import dicom_parser
 from shared.errors import DataError
+from shared.modalities.base import DEFAULT, sop_classes
 
 IMPLEMENTATION = acceptance.tag_of("ImplementationClassUID")
 
@@ -35,13 +36,13 @@ def export(
     progress: Callable[[int, int], None] | None = None,
     *,
     text_check: bool = True,
-    modality: str = "mr",
+    modality: str = DEFAULT,
     default_issuer: str = "",
 ) -> list[Entry]:
     """Rebuild every file of `source` (a folder or one file) into `target`; one manifest entry for each.
 
     text_check   look for text in every frame, withhold a series that shows any, and say in files and manifest that it ran
-    modality     "mr" or "ct"; files of another one are refused
+    modality     a name of shared/modalities; files of another one are refused
     default_issuer  who issued the identifiers that name no issuer
 
     All headers are read before the first file is written, since one file may say who the patient of another is.
@@ -135,7 +136,7 @@ def describe(inputs: Inputs, file: int, header: Dataset) -> None:
         inputs.know(file, token=pseudonym.token(key, "uid", instance))
     if series:
         inputs.know(file, series=pseudonym.token(key, "uid", series))
-    inputs.know(file, sop_class=profile.SOP_CLASSES.get("".join(acceptance.words(header, "SOPClassUID")), (None,))[0])
+    inputs.know(file, sop_class=sop_classes().get("".join(acceptance.words(header, "SOPClassUID"))))
 
 
 def _whose(inputs: Inputs, default_issuer: str) -> dict[int, str | Reason]:

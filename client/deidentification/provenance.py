@@ -15,7 +15,9 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from client import modalities
 from client.deidentification import profile
+from shared.modalities.base import sop_classes
 
 EDITION = "DICOM PS3.15 2026d, Annex E"
 FORMAT = 2
@@ -31,7 +33,8 @@ def software() -> str:
 
 def table_digest() -> str:
     """SHA-256 of the allow-list: every rule of every table, with its range, words and constants."""
-    tables = {uid: [name, [asdict(rule) for rule in table]] for uid, (name, table) in profile.SOP_CLASSES.items()}
+    known = sop_classes()
+    tables = {uid: [known[uid], [asdict(rule) for rule in table]] for uid, table in modalities.tables().items()}
     groups = {name: [asdict(rule) for rule in rules] for name, rules in profile.GROUPS.items()}
     canonical = json.dumps([tables, groups], sort_keys=True, default=dict)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -13,7 +13,7 @@ Left out: several patients at a time; further identifiers that a header lists (i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,15 +27,16 @@ from client.pacs.dimse import DimseArchive
 from client.readers import resume
 from client.readers.resume import Batch, Task
 from shared.config.pacs import Pacs
+from shared.modalities.base import Modality
 
-MODALITY = "MR"
 IDENTITY = frozenset({"PatientID", "IssuerOfPatientID"})
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What an ingest would ask for: counts alone."""
+    """What an ingest would ask for: counts alone, of images of `modality`."""
 
+    modality: str
     patients: int
     found: int
     studies: int
@@ -60,31 +61,38 @@ def connect(pacs: Pacs) -> Archive:
     return DicomwebArchive(pacs) if pacs.dicomweb else DimseArchive(pacs)
 
 
-def preview(pacs: Pacs, progress: Callable[[int, int], None] | None = None) -> Preview:
+def preview(pacs: Pacs, modality: Modality, progress: Callable[[int, int], None] | None = None) -> Preview:
     """Ask the PACS whether it answers, and what it has of the wanted patients; fetch nothing."""
     patients = list(patient_list.read(pacs.patients))
     found: dict[str, list[Series]] = {}
     with redacted(), connect(pacs) as archive:
         patiently(pacs, archive.ping)
         for number, patient in enumerate(patients, start=1):
-            found[patient] = patiently(pacs, lambda: archive.find(patient, MODALITY))  # noqa: B023
+            found[patient] = _find(pacs, archive, patient, modality.codes)
             if progress is not None:
                 progress(number, len(patients))
     series = [one for several in found.values() for one in several]
-    return Preview(len(patients), sum(map(bool, found.values())), len({one.study for one in series}), len(series),
+    return Preview(modality.code, len(patients), sum(map(bool, found.values())), len({one.study for one in series}), len(series),
                    sum(len(one.instances) for one in series))  # fmt: skip
+
+
+def _find(pacs: Pacs, archive: Archive, patient: str, codes: Sequence[str]) -> list[Series]:
+    """The series of a patient, of any of these modalities. Raises Unanswered."""
+    return [one for code in codes for one in patiently(pacs, lambda: archive.find(patient, code))]  # noqa: B023
 
 
 def pull(
     pacs: Pacs,
     task: Task,
     place: Path,
+    codes: Sequence[str],
     progress: Callable[[int, int], None] | None = None,
     met: Callable[[list[set[str]]], None] | None = None,
 ) -> Outcome:
     """Slices of every wanted patient in `place`, and their verdicts.
 
-    met   told each patient's identifiers before anything is asked; it may raise DataError
+    codes  what Modality (0008,0060) says of the wanted images
+    met    told each patient's identifiers before anything is asked; it may raise DataError
 
     Raises DataError, with nothing changed, when the list cannot be read or the PACS does not answer at all.
     """
@@ -106,7 +114,7 @@ def pull(
                 batch = None
                 if outcome.silence is None:
                     try:
-                        batch, problem = _one(pacs, archive, task, spooled, patient, issuers, folder, settings)
+                        batch, problem = _one(pacs, archive, task, spooled, patient, issuers, codes, folder, settings)
                         outcome.problem = outcome.problem or problem
                     except Unanswered as error:
                         outcome.silence = _silence(archive, error)
@@ -136,9 +144,9 @@ def _silence(archive: Archive, error: Unanswered) -> Unanswered | None:
 
 
 def _one(pacs: Pacs, archive: Archive, task: Task, spooled: spool.Spool, patient: str, issuers: frozenset[str],
-         folder: Path, settings: str) -> tuple[Batch, Unanswered | None]:  # fmt: skip
+         codes: Sequence[str], folder: Path, settings: str) -> tuple[Batch, Unanswered | None]:  # fmt: skip
     """The batch of one patient, taken up again or made anew, and why a study is missing from it. Raises Unanswered."""
-    found = patiently(pacs, lambda: archive.find(patient, MODALITY))
+    found = _find(pacs, archive, patient, codes)
     listed = sorted([one.study, one.uid, *sorted(one.instances)] for one in found)
     images = pseudonym.token(task.key, "images", json.dumps([listed, sorted(issuers)]))
     done = resume.find(folder, settings, images)

@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 from pydicom.dataset import Dataset
 
-from client.deidentification import acceptance, deidentify, enhanced, export, profile, pseudonym, reader
+from client.deidentification import acceptance, deidentify, enhanced, export, pseudonym, reader
 from client.deidentification.manifest import Reason, Withheld
 from client.deidentification.redaction import guarded
+from client.modalities import reader_of
+from client.modalities.base import Physics
 from client.readers import persons, series, text, volumes
 from client.readers.inventory import Cut, Found, Inputs, Tie
 
@@ -26,14 +28,21 @@ WANTED = frozenset(
     | {
         "BurnedInAnnotation",
         "ComplexImageComponent",
-        "RescaleType",
+        "NumberOfFrames",
+        "SharedFunctionalGroupsSequence",
+        "PerFrameFunctionalGroupsSequence",
         *acceptance.SUBJECT,
         *persons.WANTED,
-        *series.WORDS,
     }
-    | {rule.keyword for _, table in profile.SOP_CLASSES.values() for rule in table if rule.kind != "pixels"}
-    | {rule.keyword for rule in (*series.KEYS.values(), *series.PHYSICS.values())}
+    | {rule.keyword for rule in series.KEYS.values()}
 )
+
+
+@cache
+def wanted(modality: str) -> frozenset[str]:
+    """The keywords that decide about a file of a modality."""
+    reader = reader_of(modality)
+    return WANTED | reader.words | {r.keyword for table in reader.tables.values() for r in table if r.kind != "pixels"}
 
 
 @dataclass
@@ -42,7 +51,7 @@ class Series:
 
     token: str
     frames: list[series.Frame] = field(default_factory=list)
-    physics: series.Physics | None = None
+    physics: Physics | None = None
 
     @property
     def files(self) -> set[int]:
@@ -65,7 +74,7 @@ class Usable:
     study: str
     group: str
     frames: list[series.Frame]
-    physics: series.Physics
+    physics: Physics
 
 
 def ties(inputs: Inputs, file: int) -> Tie:
@@ -105,7 +114,7 @@ def _scan(inputs: Inputs, modality: str) -> dict[str, Person]:
     met: set[str] = set()
     for file in inputs.open():
         try:
-            header = reader.header(inputs.paths[file], WANTED)
+            header = reader.header(inputs.paths[file], wanted(modality))
             claim = _claim(header, inputs.default_issuer)
             if isinstance(claim, persons.Claim):
                 claims[file] = claim
@@ -146,10 +155,10 @@ def _usable(inputs: Inputs, file: int, header: Dataset, met: set[str], modality:
         raise Withheld(Reason.REQUIRED)
     if instance in met:
         raise Withheld(Reason.DUPLICATE)
-    frames = series.frames_of(header, file)
+    frames = reader_of(modality).frames(header, file)
     met.add(instance)
     study, group = (pseudonym.token(key, "uid", uid) for uid in (study, group))
-    return Usable(study, group, frames, series.physics_of(header))
+    return Usable(study, group, frames, reader_of(modality).physics(header))
 
 
 def _file_away(person: Person, usable: Usable) -> None:
@@ -161,22 +170,20 @@ def _file_away(person: Person, usable: Usable) -> None:
 
 def _study(inputs: Inputs, found: dict[str, Series], cut: Cut, slices: int) -> np.ndarray | None:
     """The pictures of the best series of a study that makes a volume; every file of the study gets its verdict."""
-    candidates = []
+    asked, candidates = reader_of(cut.modality), []
     for token in sorted(found):
         try:
             physics = found[token].physics
             assert physics is not None
-            if cut.t1_only and not physics.may_be_t1_weighted:
-                raise Withheld(Reason.NOT_T1)
-            volume = series.first_volume(found[token].frames)
+            asked.check_physics(physics, faces_go=cut.faces_go)
+            volume = asked.volume(found[token].frames)
             if len(volume) < cut.minimum:
                 raise Withheld(Reason.FEW_SLICES)
-            if cut.modality == "ct":
-                series.check_head(volume)
+            asked.check_volume(volume)
         except Withheld as withheld:
             _give(inputs, found[token].files, withheld.reason)
             continue
-        candidates.append((series.rank(volume, physics), token, volume))
+        candidates.append((asked.rank(volume, physics), token, volume))
     pictures = None
     for _, token, volume in sorted(candidates, key=lambda candidate: candidate[:2]):
         if pictures is not None:
@@ -217,6 +224,6 @@ def _pictures(inputs: Inputs, volume: list[series.Frame], cut: Cut, slices: int)
         parts = enhanced.split(rebuilt) if "NumberOfFrames" in rebuilt else [rebuilt]
         singles += [parts[number] for number in numbers]
     inspect = partial(text.check_volume, along=volumes.acquired_along(volume[0].orientation)) if cut.text else None
-    x_SHW, scan = cut.pictures(volumes.Scan(*volumes.from_series(singles)), slices, inspect)
+    x_SHW, scan = cut.pictures(reader_of(cut.modality).scan(singles), slices, inspect)
     _know(inputs, set(by_file), scan.evidence)
     return x_SHW

@@ -17,8 +17,9 @@ from typing import Any
 
 from client import dataset
 from client.deidentification import manifest, profile, provenance, pseudonym, reader
+from client.modalities import reader_of
 from client.pacs import pull, spool
-from client.readers import dicom, folder, images, labels, nifti, persons, resume, tables, text, volumes, whose
+from client.readers import dicom, folder, images, labels, nifti, persons, resume, tables, text, whose
 from client.readers.inventory import Cut, Found, Inputs, Step
 from client.readers.labels import Labels
 from client.readers.resume import Batch, Files, Task
@@ -27,6 +28,7 @@ from client.verification import report_words
 from shared import pictures
 from shared.config.site import Site
 from shared.errors import DataError
+from shared.modalities.base import modality
 
 # Settings that do not change what a patient's files become
 UNRELATED = {
@@ -94,7 +96,7 @@ def ingest(
         site.minimum_slices,
         text=site.text_check == "required",
         steps=_steps(site),
-        t1_only=site.face_removal == "required",
+        faces_go=_faces_go(site),
         modality=site.modality,
     )
     source = _Source(site, key, cut, tuple(classes), listed, people)
@@ -112,7 +114,8 @@ def ingest(
         partial.mkdir(mode=0o700)
         (partial / dataset.COHORT_FILE).write_text(dataset.cohort_id(key), encoding="ascii")
         if site.pacs is not None:
-            outcome = pull.pull(site.pacs, task, partial, progress, met)
+            codes = modality(site.modality).codes
+            outcome = pull.pull(site.pacs, task, partial, codes, progress, met)
         else:
             assert data is not None
             if site.format == "images":
@@ -208,12 +211,13 @@ class _Source:
 
 def _check_faces(site: Site) -> None:
     """DataError where a face would stay that the site file wants removed."""
-    if site.modality == "ct" and (site.face_removal == "required" or site.pacs is not None):
+    wanted = modality(site.modality)
+    if site.face_removal == "required" and wanted.faces == "stay":
         raise DataError(
-            "of CT no face can be removed, and no PACS is asked for it yet: say `data` with a folder and `face_removal: none` if "
-            "the input holds no face, or if you accept that faces stay in the slices, which never leave the site"
+            f"of {wanted.code} no face can be removed: say `face_removal: none` if the input holds no face, or if you accept that "
+            "faces stay in the slices, which never leave the site"
         )
-    if site.face_removal == "required" and site.format == "images":
+    if _faces_go(site) and site.format == "images":
         raise DataError(
             "pictures hold no volume, so nobody can check that a face is gone; ingest the DICOM or NIfTI files, or say "
             "`face_removal: none` in the site file if the pictures hold no face"
@@ -247,23 +251,23 @@ def _people(
     return people
 
 
+def _faces_go(site: Site) -> bool:
+    """Whether faces are taken off: the site wants it, and there are any."""
+    return site.face_removal == "required" and modality(site.modality).faces == "removed"
+
+
 def _steps(site: Site) -> tuple[Step, ...]:
     """What every volume goes through before its pictures are made, in order."""
-    if site.face_removal == "none":
-        return ()
-    from client.deidentification import defacing  # noqa: PLC0415  (registration and networks: seconds to load, and not every site needs them)
-
-    return (defacing.remove,)
+    return reader_of(site.modality).steps() if _faces_go(site) else ()
 
 
 def _ran(site: Site, models: Mapping[str, str]) -> dict[str, Any]:
     """The header of the manifest: only what ran on every file that passed."""
-    scaling = {"scaling": pictures.RULE if site.format == "images" else volumes.RULES[site.modality]}
-    if site.face_removal == "none":
+    scaling = {"scaling": pictures.RULE if site.format == "images" else modality(site.modality).scaling}
+    if not _faces_go(site):
         return provenance.header(models=models) | scaling
-    from client.readers import masks  # noqa: PLC0415
-
-    return provenance.header((profile.BASIC_PROFILE, profile.CLEAN_FEATURES), {**models, **masks.models()}) | scaling
+    networks = {**models, **reader_of(site.modality).networks()}
+    return provenance.header((profile.BASIC_PROFILE, profile.CLEAN_FEATURES), networks) | scaling
 
 
 def _write_names(batch: Batch, path: Path) -> None:

@@ -13,9 +13,11 @@ import numpy as np
 
 from client.deidentification import pseudonym
 from client.deidentification.manifest import Entry, Reason, Verdict
+from client.modalities import reader_of
 from client.readers import volumes
 from client.readers.volumes import Scan
 from client.readers.whose import People
+from shared.modalities.base import DEFAULT
 
 Step = Callable[[Scan], Scan]
 
@@ -26,8 +28,8 @@ class Cut:
 
     text      whether slices that show text are withheld
     steps     what each volume goes through, in order, before its pictures are made; a step may raise Withheld
-    t1_only   whether a series whose physics are known must be T1-weighted
-    modality  of the site: "mr" or "ct"
+    faces_go  whether `steps` take the faces off: not every kind of series is fit for that
+    modality  of the site: a name of shared/modalities
     """
 
     size: int
@@ -35,8 +37,8 @@ class Cut:
     minimum: int
     text: bool = True
     steps: tuple[Step, ...] = field(default=(), repr=False)  # the repr names a run's settings; a function has none
-    t1_only: bool = False
-    modality: str = "mr"
+    faces_go: bool = False
+    modality: str = DEFAULT
 
     def pictures(self, scan: Scan, slices: int, inspect: volumes.Inspect | None = None) -> tuple[np.ndarray, Scan]:
         """(S, size, size) uint8 of a volume after all steps, and the volume that they left.
@@ -53,7 +55,7 @@ class Cut:
             inspect=inspect,
             brain=scan.brain,
             cerebrum=scan.cerebrum,
-            fixed=volumes.FIXED[self.modality],
+            find=reader_of(self.modality).greys,
         )
         return x_SHW, scan
 

@@ -1,7 +1,7 @@
 """NIfTI files to patients: BIDS (sub-*/[ses-*/]anat/*, at any depth), a folder a patient, or flat with names that say whose
 (`client.readers.whose`). Folders of derived data are skipped at any depth.
 
-One file of each session is used: one whose name says T1 before others, then the largest. NIfTI knows no physics,
+One file of each session is used: of MR one whose name says T1 before others, then the largest. NIfTI knows no physics,
 so this is the one place where a name is read to select; it is never written. Volumes after the first are not used.
 
 Left out: .hdr/.img pairs, sidecar JSON, and everything in the header but shape, type, scaling and affine.
@@ -21,6 +21,7 @@ import numpy as np
 from client.deidentification import pseudonym
 from client.deidentification.manifest import Reason, Withheld
 from client.deidentification.redaction import guarded
+from client.modalities import reader_of
 from client.readers import dicom, text, volumes, whose
 from client.readers.inventory import Cut, Found, Inputs, Tie
 
@@ -72,7 +73,7 @@ def patients(inputs: Inputs, cut: Cut) -> Iterator[Found]:
 
 def _session(inputs: Inputs, files: list[int], cut: Cut, slices: int) -> np.ndarray | None:
     pictures = None
-    for file in sorted(files, key=lambda file: _rank(inputs.paths[file])):
+    for file in sorted(files, key=lambda file: _rank(inputs.paths[file], cut.modality)):
         if pictures is not None:
             inputs.give(file, Reason.OTHER_SERIES)
             continue
@@ -92,8 +93,9 @@ def _session(inputs: Inputs, files: list[int], cut: Cut, slices: int) -> np.ndar
     return pictures
 
 
-def _rank(path: Path) -> tuple[bool, int, str]:
-    return ("t1" not in path.name.lower(), -path.stat().st_size, path.name)
+def _rank(path: Path, modality: str) -> tuple[bool, int, str]:
+    preferred = any(word in path.name.lower() for word in reader_of(modality).preferred)
+    return (not preferred, -path.stat().st_size, path.name)
 
 
 def volume(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:

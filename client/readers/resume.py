@@ -20,6 +20,7 @@ from client.deidentification import manifest
 from client.deidentification.manifest import Entry, Reason
 from shared import pictures
 from shared.errors import DataError
+from shared.modalities import base
 
 Files = list[tuple[Path, Reason | None]]
 
@@ -78,8 +79,9 @@ class Task:
 
 @cache
 def code() -> str:
-    """SHA-256 of the modules of this room and of the grey levels: another de-identification is another result."""
-    modules = [*sorted(Path(__file__).parents[1].rglob("*.py")), Path(pictures.__file__)]
+    """SHA-256 of the modules of this room, of the modalities and of the grey levels: another of these is another result."""
+    records = sorted(Path(base.__file__).parent.glob("*.py"))
+    modules = [*sorted(Path(__file__).parents[1].rglob("*.py")), *records, Path(pictures.__file__)]
     return hashlib.sha256(b"".join(hashlib.sha256(module.read_bytes()).digest() for module in modules)).hexdigest()
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import highdicom
 import numpy as np
@@ -23,13 +24,15 @@ from client.deidentification.manifest import Reason, Withheld
 from client.deidentification.redaction import guarded
 
 FOREGROUND = 0.1  # of the robust range: the threshold of FSL's brain extraction (Smith 2002, section 2.1)
-# Where values mean the same everywhere: tissue begins above, black, white. CT in HU: the brain window, level 40, width 80.
-FIXED: dict[str, tuple[float, float, float] | None] = {"mr": None, "ct": (-300.0, 0.0, 80.0)}
-RULES = {  # in words, for the manifest
-    "mr": "from the 1st to the 99th percentile of the foreground of each volume",
-    "ct": "from 0 to 80 HU",
-}
 USABLE_AREA = 0.25  # of the largest foreground area over the levels
+
+
+class Greys(NamedTuple):
+    """Where anything is seen, and the values that are shown as black and as white."""
+
+    foreground: np.ndarray
+    black: float
+    white: float
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,15 @@ def acquired_along(orientation: Sequence[float]) -> int:
     return int(np.argmax(np.abs(np.cross(orientation[:3], orientation[3:]))))
 
 
+def greys(volume_RAS: np.ndarray, brain: np.ndarray | None = None) -> Greys:
+    """By the 1st and 99th percentile of the foreground, or of the brain where it is known. Raises Withheld where there is none."""
+    foreground = _foreground(volume_RAS) if brain is None else brain
+    if not foreground.any():
+        raise Withheld(Reason.LABEL_MAP)
+    black, white = np.percentile(volume_RAS[foreground], [1, 99])
+    return Greys(foreground, float(black), float(white))
+
+
 def axial(
     volume_RAS: np.ndarray,
     spacing_mm: tuple[float, float, float],
@@ -77,29 +89,24 @@ def axial(
     inspect: Inspect | None = None,
     brain: np.ndarray | None = None,
     cerebrum: np.ndarray | None = None,
-    fixed: tuple[float, float, float] | None = None,
+    find: Callable[[np.ndarray, np.ndarray | None], Greys] = greys,
 ) -> np.ndarray:
     """At most `count` axial pictures (S, size, size) uint8 in [0, 255], evenly over the usable levels, lowest first.
 
-    Values are scaled by the 1st and 99th percentile of the foreground, which are not kept, or as `fixed` says. `inspect` is told
-    the volume, the levels that are kept and the two constants before any picture is made; it may raise Withheld. With `brain`,
-    that is the foreground, and a pixel without any of it is 0; with `cerebrum`, levels are usable that hold enough of it.
+    Values are scaled as `find` says, by constants that are not kept. `inspect` is told the volume, the levels that are kept and the
+    two constants before any picture is made; it may raise Withheld. With `brain`, a pixel without any of it is 0; with `cerebrum`,
+    levels are usable that hold enough of it.
     """
     if not np.isfinite(volume_RAS).all():
         raise Withheld(Reason.PIXEL_FORMAT)
-    foreground = brain
-    if foreground is None:
-        foreground = _foreground(volume_RAS) if fixed is None else volume_RAS > fixed[0]
-    if not foreground.any():
-        raise Withheld(Reason.LABEL_MAP)
-    low, high = np.percentile(volume_RAS[foreground], [1, 99]) if fixed is None else fixed[1:]
-    if high <= low:
+    foreground, low, high = find(volume_RAS, brain)
+    if not foreground.any() or high <= low:
         raise Withheld(Reason.LABEL_MAP)
     area = (foreground if cerebrum is None else cerebrum).sum(axis=(0, 1))
     usable = np.flatnonzero(area >= max(USABLE_AREA * area.max(), 1))
     levels = usable[evenly(len(usable), count)]
     if inspect is not None:
-        inspect(volume_RAS, levels, (float(low), float(high)))
+        inspect(volume_RAS, levels, (low, high))
     pictures = np.clip((volume_RAS[:, :, levels] - low) / (high - low), 0, 1) * 255
     if brain is not None:
         pictures *= brain[:, :, levels]

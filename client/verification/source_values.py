@@ -50,7 +50,9 @@ ENCODINGS = (
     "iso8859_5",
 )
 SURVIVING = frozenset(
-    tag for (_, tag), shapes in expected_attributes.table().items() if any(s.counts for s in shapes.values())
+    tag
+    for (_, tag), shapes in expected_attributes.table().items()
+    if any(shape.counts for several in shapes.values() for shape in several)
 )
 
 

@@ -24,6 +24,7 @@ from typing import Any
 from client.deidentification import manifest, pseudonym
 from client.deidentification.manifest import Reason, Verdict
 from client.verification import external_validators, findings, report, source_values, verify_cohort, verify_dicom
+from client.verification.expected_attributes import names as names_of_modalities
 from client.verification.findings import Verification
 from client.verification.verify_dicom import Needles
 from privacy import ledger
@@ -52,11 +53,9 @@ FIELDS = {
 }  # fmt: skip
 FIXED = frozenset(
     {reason.text for reason in Reason} | {reason.code for reason in Reason} | {verdict.value for verdict in Verdict}
-    | {"header", "file", "totals", "DCM", "image", "nifti", "CT Image", "MR Image", "Enhanced MR Image"}
-    | {"Legacy Converted Enhanced MR Image", "Basic Application Confidentiality Profile"}
+    | {"header", "file", "totals", "DCM", "image", "nifti", "Basic Application Confidentiality Profile"}
     | {"8-bit samples as they are; deeper ones as bytes or fractions where they are such, else from the 0.5 to the 99.5 "
-       "percentile of all pictures of a patient", "from 0 to 80 HU",
-       "from the 1st to the 99th percentile of the foreground of each volume"}
+       "percentile of all pictures of a patient"}
     | {"113100", "113101", "113102", "Clean Pixel Data Option", "Clean Recognizable Visual Features Option"}
 )  # fmt: skip
 
@@ -286,7 +285,7 @@ def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _field(name: str, value: str, needles: Needles, result: Verification) -> None:
-    if value in FIXED:
+    if value in FIXED or value in names_of_modalities():
         return
     pattern = FIELDS.get(name, r"[0-9a-f]{64}")
     if not re.fullmatch(pattern, value):

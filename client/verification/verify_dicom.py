@@ -18,6 +18,7 @@ PIXELS = 0x7FE00010
 REQUIRED = frozenset({0x00020002, 0x00020003, 0x00020010, 0x00020012, 0x00080016, 0x00080018, 0x0020000D, 0x0020000E}
                      | {0x00100020, 0x00120062, 0x00120063, 0x00120064, 0x00280303, 0x00280010, 0x00280011, PIXELS}
                      | {0x00280100, 0x00280101, 0x00280103})  # fmt: skip
+SOP_CLASS = 0x00020002  # in the file meta, before everything that it decides about
 TWICE = ((0x00020002, 0x00080016), (0x00020003, 0x00080018))  # file meta repeats the dataset
 
 
@@ -43,9 +44,12 @@ def check(content: bytes, name: str, file: str, needles: Needles, result: Verifi
     residue = bytearray(content)
     residue[:128] = bytes(128)
     found: dict[int, dicom_parser.Element] = {}
+    sop_class = ""
     try:
         for element in dicom_parser.elements(content):
-            _element(element, file, needles, residue, result)
+            if element.tag == SOP_CLASS and not element.path:
+                sop_class = element.value.rstrip(b"\0").decode("ascii", "replace")
+            _element(element, sop_class, file, needles, residue, result)
             if not element.path:
                 found[element.tag] = element
     except dicom_parser.Fault as fault:
@@ -69,17 +73,23 @@ def _said(content: bytes) -> tuple[bytes, bytes]:
 
 
 def _element(
-    element: dicom_parser.Element, file: str, needles: Needles, residue: bytearray, result: Verification
+    element: dicom_parser.Element,
+    sop_class: str,
+    file: str,
+    needles: Needles,
+    residue: bytearray,
+    result: Verification,
 ) -> None:
     """Judge one element; what is exactly as the table says is blanked, so that our own words are not searched."""
     if element.tag >> 16 & 1:
         result.add(file, "private", element.start)
         return
-    shape = expected_attributes.shape(element.path, element.tag, element.vr)
-    if shape is None:
+    shapes = expected_attributes.shapes(sop_class, element.path, element.tag, element.vr)
+    if not shapes:
         result.add(file, "unknown-attribute", element.start)
         return
-    if not shape.fits(element.vr, element.value):
+    shape = next((shape for shape in shapes if shape.fits(element.vr, element.value)), None)
+    if shape is None:
         result.add(file, "value", element.start)
         return
     if shape.said in {"pixels", "patient"}:

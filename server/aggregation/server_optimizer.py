@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from server.aggregation.base import Tensors
-from shared import weights
+from shared.models import weights
 from shared.config.experiment import Federation
 from shared.errors import FederationError, WeightsError
 

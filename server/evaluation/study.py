@@ -8,13 +8,13 @@ Left out: how either is measured (see `biomarkers` and `utility`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from server.evaluation.biomarkers import biomarkers
+from server.evaluation.biomarkers import NAMES, Biomarkers, biomarkers
 from server.evaluation.heldout import Heldout
 from server.evaluation.utility import utility
 from shared.errors import DataError
@@ -32,14 +32,20 @@ def study(
     bootstrap: int,
     seed: int,
     with_utility: bool,
+    markers: Collection[str] = NAMES,
     real_Nd: Tensor | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Study drawn images (N, H, W) uint8 with labels (N,) against held-out patients whose labels mean the same."""
+    """Study drawn images (N, H, W) uint8 with labels (N,) against held-out patients whose labels mean the same.
+
+    markers   the biomarkers that apply to these images: the modality says which
+    """
     tree: dict[str, Any] = {"biomarkers": None, "utility": None, "notes": []}
     try:
+        if not markers:
+            raise DataError("none of them applies to this modality")
         found = biomarkers(heldout, x_NHW, label_N, classes, bootstrap=bootstrap, seed=seed)
-        tree["biomarkers"] = found.to_dict()
+        tree["biomarkers"] = found.to_dict() | {"markers": _of(markers, found)}
         tree["notes"] += found.notes
     except DataError as error:
         tree["notes"].append(f"Biomarkers were not measured: {error}.")
@@ -60,6 +66,11 @@ def study(
         except DataError as error:
             tree["notes"].append(f"Downstream utility was not measured: {error}.")
     return tree
+
+
+def _of(markers: Collection[str], found: Biomarkers) -> dict[str, dict[str, Any]]:
+    every = found.to_dict()["markers"]
+    return {label: {name: each[name] for name in each if name in markers} for label, each in every.items()}
 
 
 def biomarker_rows(tree: Mapping[str, Any]) -> list[list[str]]:

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 from shared.config.model import ADAPTERS, ModelSettings, settings_last, unless_unknown
-from shared.config.record import Positive, PositiveFloat, Record
+from shared.config.record import ModalityName, Positive, PositiveFloat, Record
 from shared.config.site import Site, SiteName
+from shared.modalities.base import DEFAULT, modality
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0.01, le=100)]
@@ -223,6 +224,7 @@ class Experiment(Record):
 
     data      "phantoms", a folder class/patient/*.png|jpg, or "sites" when `sites` lists real ones
     classes   the labels in order; each maps to a label of the base ("healthy", ...) or to "any" (no label)
+    modality  of the images, a name of shared/modalities; a site whose cohort has another takes no part
     base      name of a shipped base, or a path to base weights, or "none" (random start; full training only)
     model     what is trained: its `kind`, and that kind's own settings (shared/models/)
     plugins   files of your own, relative to the experiment's file (shared/plugins.py). In simulations only: they never travel
@@ -233,6 +235,7 @@ class Experiment(Record):
     classes: dict[str, str] = Field(
         default={"healthy": "healthy", "atrophy": "atrophy", "lesion": "lesion"}, min_length=1
     )
+    modality: ModalityName = DEFAULT
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     base: str = "phantoms-64"
     sites: tuple[Site, ...] = ()
@@ -279,6 +282,11 @@ class Experiment(Record):
         if self.training.trainable not in ADAPTERS.names():
             raise ValueError(
                 f"`training.trainable` is `{self.training.trainable}`; there are {', '.join(ADAPTERS.names())}"
+            )
+        channels = modality(self.modality).channels
+        if self.model.image_channels != channels:
+            raise ValueError(
+                f"`model.image_channels` is {self.model.image_channels}, images of `{self.modality}` have {channels}"
             )
         if self.sites and unknown:
             raise ValueError(f"`federation.weights` names `{unknown[0]}`, which is no site of the experiment")

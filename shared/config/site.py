@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 
 from shared.config.pacs import Pacs
 from shared.config.policy import Policy
-from shared.config.record import Positive, PositiveFloat, Record
+from shared.config.record import ModalityName, Positive, PositiveFloat, Record
+from shared.modalities.base import DEFAULT
 
 SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,39}$"
 SiteName = Annotated[str, Field(pattern=SITE_NAME)]
@@ -23,7 +24,7 @@ class Site(Record):
 
     data, pacs      folder to read; or an archive to fetch DICOM from, instead of it
     format          "dicom", "nifti", or "images" (class/patient/*.png|jpg)
-    modality        "mr" or "ct" (heads); a file of another modality is refused
+    modality        a name of shared/modalities, such as "mr" or "ct" (heads); a file of another modality is refused
     people          of NIfTI and images: how a path says whose a file is. "auto": by `sub-01`, a person's word and number, or a
                     folder a patient (client/readers/whose.py); "folder": each first folder (below the class) is a person; "image":
                     each file is another person; or a CSV with the columns file,person beside or inside the data
@@ -51,7 +52,7 @@ class Site(Record):
     data: Path | None = None
     pacs: Pacs | None = None
     format: Literal["dicom", "nifti", "images"] = "dicom"
-    modality: Literal["mr", "ct"] = "mr"
+    modality: ModalityName = DEFAULT
     people: Literal["auto", "folder", "image"] | Path = "auto"
     default_issuer: Annotated[str, Field(max_length=64, pattern=r"^\S(.*\S)?$|^$")] = ""
     labels: Path | None = None

@@ -41,6 +41,7 @@ ENGINE = (
     *(f"deidentification/{name}" for name in ("manifest", "pixels", "pseudonym", "reader", "redaction", "rules")),
     *(f"readers/{name}" for name in ("dicom", "images", "ingest", "inventory", "labels", "masks", "nifti", "persons")),
     *(f"readers/{name}" for name in ("resume", "series", "tables", "text", "volumes", "whose")),
+    *(f"modalities/{name}" for name in ("base", "ct", "mr")),
 )
 TESTS = (
     *(

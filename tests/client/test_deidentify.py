@@ -19,6 +19,7 @@ from pydicom.uid import UID
 
 from client.deidentification import acceptance, deidentify, export, pixels, profile, pseudonym, reader, rules
 from client.deidentification.manifest import Reason, Withheld
+from client.modalities import mr
 
 Make = Callable[..., FileDataset]
 
@@ -64,12 +65,12 @@ def test_a_rebuilt_slice_is_exactly_the_table(make_slice: Make, key: bytes) -> N
     assert expected(content(deidentify.rebuild(source, key)))
 
 
-@pytest.mark.parametrize("removed", [rule.keyword for rule in profile.SINGLE_FRAME if rule.kind != "pixels"])
+@pytest.mark.parametrize("removed", [rule.keyword for rule in mr.SINGLE_FRAME if rule.kind != "pixels"])
 def test_e04_removing_any_one_rule_is_noticed(
     make_slice: Make, key: bytes, removed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = tuple(rule for rule in profile.SINGLE_FRAME if rule.keyword != removed)
-    monkeypatch.setitem(profile.SOP_CLASSES, "1.2.840.10008.5.1.4.1.1.4", ("MR Image", table))
+    table = tuple(rule for rule in mr.SINGLE_FRAME if rule.keyword != removed)
+    monkeypatch.setitem(mr.READER.tables, "1.2.840.10008.5.1.4.1.1.4", table)
     with contextlib.suppress(Withheld):  # the pixels cannot be described without some of them
         assert not expected(content(deidentify.rebuild(make_slice(), key)))
 
@@ -282,14 +283,14 @@ def test_negative_samples_survive_the_mask() -> None:
 text = st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=126, exclude_characters="\\"), max_size=20)
 
 
-@given(st.dictionaries(st.sampled_from(sorted(rule.keyword for rule in profile.SINGLE_FRAME if rule.kind in ("number", "word"))),
+@given(st.dictionaries(st.sampled_from(sorted(rule.keyword for rule in mr.SINGLE_FRAME if rule.kind in ("number", "word"))),
                        st.one_of(text, st.lists(text, min_size=1, max_size=7))))  # fmt: skip
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_e05_no_value_outside_the_typed_ranges_survives(make_slice: Make, values: dict[str, Any]) -> None:
     source = make_slice()
     for keyword, value in values.items():
         source.add(pydicom.DataElement(keyword, "UC", value))
-    table = {rule.keyword: rule for rule in profile.SINGLE_FRAME}
+    table = {rule.keyword: rule for rule in mr.SINGLE_FRAME}
     try:
         rebuilt = deidentify.rebuild(source, bytes(32))
     except Withheld:

@@ -18,6 +18,7 @@ from pydicom.uid import CTImageStorage
 from client import cli, dataset
 from client.deidentification import acceptance, deidentify, export, manifest, profile
 from client.deidentification.manifest import Reason, Withheld
+from client.modalities import ct
 from client.readers.ingest import ingest
 from client.verification import verify
 from shared.config.site import Site
@@ -116,12 +117,12 @@ def test_a_rebuilt_slice_is_exactly_the_table(make_ct: Make, key: bytes) -> None
     assert expected(content(deidentify.rebuild(make_ct(StationName="X", ProtocolName="HEAD DOE"), key, "ct")))
 
 
-@pytest.mark.parametrize("removed", [rule.keyword for rule in profile.CT_FRAME if rule.kind != "pixels"])
+@pytest.mark.parametrize("removed", [rule.keyword for rule in ct.CT_FRAME if rule.kind != "pixels"])
 def test_e04_removing_any_one_rule_is_noticed(
     make_ct: Make, key: bytes, removed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = tuple(rule for rule in profile.CT_FRAME if rule.keyword != removed)
-    monkeypatch.setitem(profile.SOP_CLASSES, CTImageStorage, ("CT Image", table))
+    table = tuple(rule for rule in ct.CT_FRAME if rule.keyword != removed)
+    monkeypatch.setitem(ct.READER.tables, CTImageStorage, table)
     with contextlib.suppress(Withheld):
         assert not expected(content(deidentify.rebuild(make_ct(), key, "ct")))
 

@@ -16,6 +16,7 @@ from pydicom.uid import EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageSt
 
 from client.deidentification import deidentify, enhanced, export, profile
 from client.deidentification.manifest import Reason, Withheld
+from client.modalities import mr
 from client.readers import volumes
 from client.readers.ingest import ingest
 from shared.config.site import Site
@@ -105,8 +106,8 @@ def test_only_the_first_complete_volume_of_a_multi_frame_series_is_used(
 
 # What one multi-frame object becomes: keywords at the top, in the shared item, and in the first frame.
 TOP = {
-    *(rule.keyword for rule in profile.IDENTITY), *(rule.keyword for rule in profile.PIXELS), "SOPClassUID", "ImageType",
-    "InstanceNumber", "Manufacturer", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions",
+    *(rule.keyword for rule in profile.IDENTITY), *(rule.keyword for rule in profile.PIXELS), "SOPClassUID", "Modality",
+    "ImageType", "InstanceNumber", "Manufacturer", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions",
     "MagneticFieldStrength", "NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 }  # fmt: skip
 SHARED = {
@@ -115,7 +116,7 @@ SHARED = {
 }  # fmt: skip
 FRAME = {"FrameContentSequence", "PlanePositionSequence", "TemporalPositionIndex", "InStackPositionNumber",
          "ImagePositionPatient"}  # fmt: skip
-KEPT = [rule.keyword for rule in profile.MULTI_FRAME if rule.kind not in ("group", "pixels")]
+KEPT = [rule.keyword for rule in mr.MULTI_FRAME if rule.kind not in ("group", "pixels")]
 GROUPED = [(name, rule.keyword) for name, table in profile.GROUPS.items() for rule in table]
 
 
@@ -137,8 +138,8 @@ def test_e04_removing_any_one_multi_frame_rule_is_noticed(
     make_slice: Make, head: np.ndarray, key: bytes, removed: str | tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if isinstance(removed, str):
-        table = tuple(rule for rule in profile.MULTI_FRAME if rule.keyword != removed)
-        monkeypatch.setitem(profile.SOP_CLASSES, EnhancedMRImageStorage, ("Enhanced MR Image", table))
+        table = tuple(rule for rule in mr.MULTI_FRAME if rule.keyword != removed)
+        monkeypatch.setitem(mr.READER.tables, EnhancedMRImageStorage, table)
     else:
         group, keyword = removed
         table = tuple(rule for rule in profile.GROUPS[group] if rule.keyword != keyword)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from client.deidentification import manifest, profile, provenance
+from client.deidentification import manifest, provenance
 from client.deidentification.manifest import Entry, Reason
+from client.modalities import mr
 from shared.errors import DataError
 
 ENTRIES = [Entry(f"{n:024x}", reason, file=f"{n:024x}") for n, reason in enumerate(Reason)]
@@ -84,6 +85,6 @@ def test_the_header_says_which_tables_made_it(monkeypatch: pytest.MonkeyPatch) -
     assert [option["CodeValue"] for option in header["options"]] == ["113100"] and header["models"] == {
         "mask": "ab" * 32
     }
-    table = tuple(rule for rule in profile.SINGLE_FRAME if rule.keyword != "EchoTime")
-    monkeypatch.setitem(profile.SOP_CLASSES, "1.2.840.10008.5.1.4.1.1.4", ("MR Image", table))
+    table = tuple(rule for rule in mr.SINGLE_FRAME if rule.keyword != "EchoTime")
+    monkeypatch.setitem(mr.READER.tables, "1.2.840.10008.5.1.4.1.1.4", table)
     assert provenance.table_digest() != header["table_sha256"]

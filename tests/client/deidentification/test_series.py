@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydicom.dataset import FileDataset
 
-from client.readers.series import physics_of
+from client.modalities.mr import physics_of
 
 SPOILED = {
     "ScanningSequence": "GR", "SequenceVariant": ["SP", "OSP"], "InversionTime": None, "RepetitionTime": "8.2",

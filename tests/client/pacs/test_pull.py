@@ -32,6 +32,7 @@ class Table:
         self.lacks: set[str] = set()
         self.deaf_to: set[str] = set()
         self.asked: list[str] = []
+        self.wanted: list[str] = []
         self.fetched = 0
         self.add(folder)
 
@@ -50,6 +51,7 @@ class Table:
 
     def find(self, patient: str, modality: str) -> list[Series]:
         self.asked.append(patient)
+        self.wanted.append(modality)
         if patient in self.deaf_to:
             raise Unanswered("status 0xC001")
         return [Series(study, uid, frozenset(sent)) for (study, uid), sent in self.files.get(patient, {}).items()]
@@ -241,3 +243,11 @@ def test_waits_double_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Unanswered):
         archive.patiently(pacs, lambda: fail(final=True))
     assert len(waited) == 3
+
+
+def test_the_archive_is_asked_for_the_sites_modality_alone(tmp_path: Path, table: Table) -> None:
+    with pytest.raises(DataError, match=r"no usable patient among 48 files \(modality 48\)"):
+        run(tmp_path, modality="ct")
+    assert set(table.wanted) == {"CT"}
+    run(tmp_path)
+    assert set(table.wanted) == {"CT", "MR"}

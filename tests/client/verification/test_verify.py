@@ -17,7 +17,7 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset
 from typer.testing import CliRunner
 
-from client import cli
+from client import cli, modalities
 from client.deidentification import export, manifest, profile
 from client.readers.ingest import ingest
 from client.verification import dicom_parser, expected_attributes, external_validators, search, source_values, verify
@@ -282,27 +282,25 @@ def test_a_key_or_ledger_in_doubt_is_found(work: Path) -> None:
 
 
 def test_the_verifiers_table_and_the_writers_agree() -> None:
-    """Two tables, made apart: what one permits at a place the other must permit there too."""
-    places = {expected_attributes.TOP: [rule for _, table in profile.SOP_CLASSES.values() for rule in table]}
-    places |= {pydicom.datadict.tag_for_keyword(name): list(group) for name, group in profile.GROUPS.items()}
-    written = {
-        (place, int(pydicom.datadict.tag_for_keyword(rule.keyword)))
-        for place, group in places.items()
-        for rule in group
-    }
-    codes = pydicom.datadict.tag_for_keyword("DeidentificationMethodCodeSequence")
-    written |= {(codes, int(pydicom.datadict.tag_for_keyword(word))) for word in profile.BASIC_PROFILE}
-    written.add(
-        (expected_attributes.TOP, int(pydicom.datadict.tag_for_keyword("BurnedInAnnotation")))
-    )  # where text was looked for
-    shared = [pydicom.datadict.tag_for_keyword(f"{which}FunctionalGroupsSequence") for which in ("Shared", "PerFrame")]
-    written |= {(around, int(pydicom.datadict.tag_for_keyword(name))) for around in shared for name in profile.GROUPS}
-    judged = {place for place in expected_attributes.table() if place[1] >> 16 != 2} - {
-        (expected_attributes.TOP, 0x00080016)
-    }
-    assert written == judged, (
-        "an attribute was added to one table only: add it by hand to client/verification/expected_attributes.py as well"
-    )
+    """Two tables, made apart: what one permits at a place of a SOP class the other must permit there too."""
+    tag = pydicom.datadict.tag_for_keyword
+    written = {uid: _written(table) for uid, table in modalities.tables().items()}
+    judged = {uid: {place for place in expected_attributes.table(uid) if place[1] >> 16 != 2} for uid in written}
+    for uid, places in written.items():
+        assert places == judged[uid] - {(expected_attributes.TOP, tag("SOPClassUID"))}, (
+            f"an attribute of {uid} was added to one table only: add it by hand to client/verification/modalities as well"
+        )
+
+
+def _written(table: tuple[profile.Rule, ...]) -> set[tuple[int, int]]:
+    """(sequence around it or TOP, tag) of everything that a writer's table lets through."""
+    tag = pydicom.datadict.tag_for_keyword
+    top = [*(rule.keyword for rule in table), "BurnedInAnnotation"]  # the last where text was looked for
+    places = {expected_attributes.TOP: top, tag("DeidentificationMethodCodeSequence"): list(profile.BASIC_PROFILE)}
+    groups = {rule.keyword for rule in table if rule.kind == "group"}
+    places |= {tag(around): list(profile.GROUPS) for around in groups}
+    places |= {tag(name): [rule.keyword for rule in rules] for name, rules in profile.GROUPS.items() if groups}
+    return {(int(place), int(tag(keyword))) for place, keywords in places.items() for keyword in keywords}
 
 
 def test_a_walk_takes_every_byte_of_what_pydicom_writes(make_slice: Callable[..., FileDataset]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from server.evaluation import study
 from server.evaluation.biomarkers import NAMES, SCALARS, biomarkers, brain, measure, otsu, thresholds
 from server.evaluation.heldout import Heldout
 from shared.errors import DataError
@@ -138,3 +140,29 @@ def test_real_ventricles_grow_with_dementia_and_every_slice_is_a_brain(real_data
         assert found.there_N.all()
         ratios[label] = found.value_NK[:, SCALARS.index("ventricle-to-brain ratio")]
     assert np.median(ratios["Mild_Demented"]) > np.median(ratios["Non_Demented"])
+
+
+def test_only_the_biomarkers_that_apply_to_the_modality_are_said() -> None:
+    real, drawn = (cohort(6, seed, lambda label: 0.2 + 0.1 * label) for seed in (0, 1))
+
+    def studied(*markers: str) -> dict[str, Any]:
+        return study.study(
+            real,
+            drawn.x_NHW,
+            drawn.label_N,
+            ["well", "ill"],
+            bootstrap=20,
+            seed=0,
+            with_utility=False,
+            markers=markers,
+        )
+
+    assert {name for name, *_ in study.biomarker_rows(studied("intensity", "CSF fraction"))} == {
+        "intensity",
+        "CSF fraction",
+    }
+    assert {name for name, *_ in study.biomarker_rows(studied(*NAMES))} == set(NAMES)
+    none = studied()
+    assert none["biomarkers"] is None and none["notes"] == [
+        "Biomarkers were not measured: none of them applies to this modality."
+    ]
