@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 
 VARIABLE = "FEDSYNTH_PLUGINS"  # for the processes of a simulation alone: paths, as in PATH
 T = TypeVar("T")
-NAME = re.compile(
-    r'^    name(?:: [^=\n]+)? = "([^"\n]+)"', re.MULTILINE
-)  # the attribute `name` of a class, in its file
+NAME = re.compile(r'^    name\b[^=\n]*= "([^"\n]+)"', re.MULTILINE)  # a class attribute `name`, in its file
 
 
 @dataclass(frozen=True)
