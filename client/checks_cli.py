@@ -51,7 +51,7 @@ def verify(
     from client.verification.verify import about
     from client.verification.verify import verify as verify_folder
     from shared.crypto import signing
-    from shared.durable import write_bytes
+    from shared.files import write_bytes
 
     secret = pseudonym.load(key) if key is not None else None
     started = time.monotonic()

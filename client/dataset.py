@@ -26,8 +26,8 @@ from privacy.planning import default_delta
 from shared.config.record import Positive, Record
 from shared.config.site import Site
 from shared.crypto import keys
-from shared.durable import write_bytes
 from shared.errors import DataError
+from shared.files import write_bytes
 from shared.modalities.base import PIPELINE, modality
 
 LOG = logging.getLogger("fedsynth.client")

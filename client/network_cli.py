@@ -35,7 +35,7 @@ def request_command(
     settings = _read(site)
     from client.supernode import node
     from shared.crypto import keys
-    from shared.durable import write_bytes
+    from shared.files import write_bytes
 
     asked = node.request(settings, work, new_key=new_key)
     path = Path(f"{settings.name}.request.json")

@@ -1,4 +1,4 @@
-"""Files that are on the disk when the call returns (shared/durable.py), for the ledger and what lies beside it.
+"""Files that are on the disk when the call returns (shared/files.py), for the ledger and what lies beside it.
 
 Left out: retries. Whatever the operating system refuses becomes a LedgerError, and the caller must not compute.
 """
@@ -9,8 +9,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from shared.durable import replace, sync_folder, write_new
 from shared.errors import LedgerError
+from shared.files import replace, sync_folder, write_new
 
 __all__ = ["replace", "sync_folder", "told", "write_new"]
 

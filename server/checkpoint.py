@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from shared.durable import write_bytes
+from shared.files import write_bytes
 from shared.models import weights
 
 

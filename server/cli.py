@@ -41,7 +41,7 @@ def release(
         )
     from server import finalize
     from server.evaluation.tools import progress
-    from server.reports.report import write_report
+    from server.reports.report.write import write_report
 
     try:
         with progress("drawing", "checking and writing") as tell:
@@ -56,7 +56,7 @@ def release(
 def report(run: Run) -> None:
     """Write RUN/summary.json and RUN/report.html again from the run's own record."""
     from server import finalize
-    from server.reports.report import write_report
+    from server.reports.report.write import write_report
 
     finalize.summarise(run)
     typer.echo(write_report(run))
@@ -83,9 +83,9 @@ def review(
     """
     from server.reports import agreement
     from server.reports import review as reviews
-    from server.reports.report import write_report
+    from server.reports.report.write import write_report
     from server.reports.review_server import make_server
-    from shared.durable import write_bytes
+    from shared.files import write_bytes
 
     folder = out or release.parent / "review"
     if results or (real is None and not reader):

@@ -32,7 +32,7 @@ from server.superlink.nodes import names
 from server.trackers import trackers
 from shared.adapters.base import attach
 from shared.config.experiment import Experiment
-from shared.durable import write_bytes
+from shared.files import write_bytes
 from shared.journal.journal import configuration
 from shared.modalities.base import modality
 from shared.models import weights

@@ -24,8 +24,8 @@ from shared import plugins
 from shared.config.experiment import Experiment
 from shared.config.loading import read as read_config
 from shared.crypto import signing
-from shared.durable import write_bytes
 from shared.errors import DataError, FederationError, ReleaseRefused
+from shared.files import write_bytes
 from shared.models import weights
 from shared.models.device import device_for
 

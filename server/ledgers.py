@@ -35,8 +35,8 @@ from pydantic import Field
 
 from server import journal
 from shared.config.record import Positive, Record
-from shared.durable import write_bytes
 from shared.errors import FederationError, LedgerError, MessageError
+from shared.files import write_bytes
 from shared.journal import journal as journals
 
 FILE = "ledgers.json"

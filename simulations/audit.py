@@ -31,12 +31,13 @@ from privacy.membership_inference import Membership
 from server import checkpoint
 from shared.config.experiment import Experiment
 from shared.config.loading import read
-from shared.durable import write_bytes
 from shared.errors import ConfigError, DataError
+from shared.files import write_bytes
 from shared.models import weights
 from shared.models.base import GenerativeModel, Sampling
 from shared.models.device import device_for
-from simulations import audit_plots, phantoms
+from simulations import audit_plots
+from simulations.cohorts import phantoms
 
 BESIDE = 8  # patients among whom the canaries hide; how many, and who, does not change what a canary reveals
 BESIDE_SLICES = 4

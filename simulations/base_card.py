@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.durable import write_bytes
+from shared.files import write_bytes
 from shared.models.base import GenerativeModel, Sampling
-from simulations import phantoms
+from simulations.cohorts import phantoms
 
 COLUMNS, SAMPLER_STEPS = 12, 20
 

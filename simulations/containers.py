@@ -37,7 +37,7 @@ from shared.config.experiment import Experiment
 from shared.config.loading import read
 from shared.crypto import bundle
 from shared.errors import FedsynthError
-from simulations import hospitals
+from simulations.cohorts import hospitals
 
 ROOT = Path(__file__).parents[1]
 CONSOLE = Console(highlight=False)

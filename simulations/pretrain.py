@@ -22,8 +22,8 @@ from shared.models import weights
 from shared.models.device import device_for, precision
 from shared.models.diffusion import Process
 from shared.models.pixel_diffusion import PixelDiffusion, PixelDiffusionSettings
-from simulations import phantoms
 from simulations.base_card import write_card
+from simulations.cohorts import phantoms
 from simulations.pretraining import Pretraining
 
 

@@ -19,17 +19,17 @@ from server import finalize
 from server.aggregation.base import check_weights
 from server.evaluation.evaluate import Heldout
 from server.plan import plan
-from server.reports.report import write_report
+from server.reports.report.write import write_report
 from server.superlink.follow import Follow, progress
 from shared import plugins
 from shared.config.experiment import Experiment
 from shared.config.loading import read
 from shared.config.site import Site
-from shared.durable import write_bytes
 from shared.errors import ConfigError, ReleaseRefused
+from shared.files import write_bytes
 from shared.models import weights
 from shared.models.device import check_memory, device_for
-from simulations import hospitals
+from simulations.cohorts import hospitals
 from simulations.federation import federate
 
 

@@ -1,6 +1,6 @@
 """Builders that several tests share: small MR series as a scanner would write them, with nothing from a real person; a browser.
 
-Left out: planted identifiers (`simulations.planted`), and anything that needs files beside the repository.
+Left out: planted identifiers (`simulations.cohorts.planted`), and anything that needs files beside the repository.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ from typing import Protocol
 from client.supernode import journal, node
 from shared.config.site import Site
 from shared.crypto import bundle, bundle_check, keys, signing
-from shared.durable import remove, write_bytes
 from shared.errors import PolicyError, SignatureError
+from shared.files import remove, write_bytes
 
 VERSION = r"[0-9][0-9a-z.+!]{0,40}"
 OWN_KEY = "approval.key"

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from shared.config.site import Site
 from shared.crypto import keys
-from shared.durable import write_bytes
 from shared.errors import FederationError
+from shared.files import write_bytes
 from shared.journal import journal
 
 KEY, KIT = "node.key", "kit.json"

@@ -26,8 +26,8 @@ from client.deidentification.manifest import Reason, Verdict
 from client.verification import dicom_parser
 from client.verification.report_page import PAGE, STYLE
 from client.verification.report_words import CURES, OPTIONS, RISKS, counted, ran, statement
-from shared.durable import write_bytes
 from shared.errors import DataError
+from shared.files import write_bytes
 
 SHOWN, COLUMNS, SIDE = 48, 8, 112  # pictures on the contact sheet, in a row, pixels a side
 HEADER_BYTES = 1 << 16

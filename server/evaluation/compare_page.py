@@ -13,9 +13,9 @@ from markupsafe import Markup
 
 from server.evaluation import study
 from server.evaluation.compare import Comparison
-from server.reports import report_plots as plots
-from server.reports.report_page import HEAD, STYLE
-from server.reports.report_tables import study_table
+from server.reports.report import plots
+from server.reports.report.page import HEAD, STYLE
+from server.reports.report.tables import study_table
 
 COLUMNS, ROWS = 6, 4  # of each mosaic
 

@@ -65,7 +65,7 @@ def evaluate(
     from server.evaluation.compare import compare
     from server.evaluation.compare_page import write_page
     from shared import plugins
-    from shared.durable import write_bytes
+    from shared.files import write_bytes
 
     for path in plugin or []:
         plugins.load(path)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from server.release import watermark
 from shared.config.experiment import Evaluation, Performance, Release
-from shared.durable import write_bytes
+from shared.files import write_bytes
 from shared.models.base import GenerativeModel, Sampling
 from shared.models.device import precision
 

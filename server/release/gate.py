@@ -36,8 +36,8 @@ from server.release.cliques import cliques
 from server.release.draw import Draws
 from server.release.quality import SEEN, Check, classes, diversity, likeness, sharpness
 from shared.config.experiment import Gate
-from shared.durable import write_bytes
 from shared.errors import in_words
+from shared.files import write_bytes
 
 
 @dataclass(frozen=True)

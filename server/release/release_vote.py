@@ -26,8 +26,8 @@ from server.release.draw import Draws, draw_all
 from server.superlink.nodes import names
 from shared import messages
 from shared.config.experiment import Experiment
-from shared.durable import write_bytes
 from shared.errors import FederationError, MessageError
+from shared.files import write_bytes
 from shared.models.base import GenerativeModel
 
 ANSWERS = "sites_say.json"

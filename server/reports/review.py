@@ -26,8 +26,8 @@ import numpy as np
 from PIL import Image
 
 from server.evaluation import image_sets
-from shared.durable import write_bytes
 from shared.errors import DataError
+from shared.files import write_bytes
 
 ARTEFACTS = ("blur", "noise", "ghosting or ringing", "asymmetry", "implausible anatomy", "border or frame")
 SCORES = (1, 2, 3, 4, 5)

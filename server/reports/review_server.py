@@ -1,4 +1,4 @@
-"""The page of a review, on this machine alone (testbed.py). Everything asks for a reader's token.
+"""The page of a review, on this machine alone (loopback.py). Everything asks for a reader's token.
 
 What is sent about an image is its pixels, and how many are left: never which it is.
 """

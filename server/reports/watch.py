@@ -4,7 +4,7 @@
     /facts          the same as JSON (status.py)
     /samples/RUN/N  drawn images of a round: rows are classes, the first that were drawn
 
-Real images are never sent. Who may ask is said in testbed.py.
+Real images are never sent. Who may ask is said in loopback.py.
 
 Left out: several federations on one page.
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from server.reports import loopback
-from server.reports.report_plots import by_class, mosaic
+from server.reports.report.plots import by_class, mosaic
 from server.reports.watch_page import PAGE
 from server.status import Status
 from shared.errors import FedsynthError

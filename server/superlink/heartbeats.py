@@ -14,7 +14,7 @@ from typing import Any
 from flwr.common.constant import HEARTBEAT_PATIENCE
 from flwr.supercore.constant import NodeStatus
 
-from shared.durable import write_bytes
+from shared.files import write_bytes
 
 FILE = "seen.json"
 

@@ -29,8 +29,8 @@ from server import journal
 from server.events import Events, read
 from server.superlink import nodes
 from shared.crypto import bundle
-from shared.durable import write_bytes
 from shared.errors import FederationError
+from shared.files import write_bytes
 from shared.journal.journal import configuration
 
 LOG = logging.getLogger("fedsynth.server")

@@ -31,8 +31,8 @@ from server.superlink.federation import Federation
 from shared.config.record import Record
 from shared.config.site import SiteName
 from shared.crypto import keys
-from shared.durable import write_bytes
 from shared.errors import ConfigError, FederationError
+from shared.files import write_bytes
 from shared.journal import journal
 
 CA_DAYS, SERVER_DAYS, SITE_DAYS = 5 * 365, 365, 2 * 365

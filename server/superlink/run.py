@@ -17,14 +17,14 @@ from server.aggregation.base import check_weights
 from server.evaluation.evaluate import Heldout
 from server.events import read as read_events
 from server.plan import plan
-from server.reports.report import write_report
+from server.reports.report.write import write_report
 from server.superlink import jobs, provision
 from server.superlink.follow import Follow, progress
 from shared import plugins
 from shared.config.experiment import Experiment
 from shared.config.loading import read
-from shared.durable import write_bytes
 from shared.errors import ConfigError, DataError, FederationError, ReleaseRefused
+from shared.files import write_bytes
 from shared.journal.journal import configuration
 from shared.models import weights
 

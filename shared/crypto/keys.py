@@ -33,8 +33,8 @@ from pydantic import Field
 from shared.config.loading import validate
 from shared.config.record import Address, Record
 from shared.config.site import SiteName
-from shared.durable import sync_folder, write_new
 from shared.errors import FederationError
+from shared.files import sync_folder, write_new
 
 WARN_DAYS = 30
 

@@ -35,8 +35,8 @@ from typing import Any, BinaryIO
 
 from shared.config.record import Record
 from shared.crypto import keys, signing
-from shared.durable import write_bytes
 from shared.errors import LedgerError, SignatureError
+from shared.files import write_bytes
 from shared.journal import chain
 
 FILE, CHECKPOINT, KEY, PUBLIC = "journal.jsonl", "journal.checkpoint", "journal.key.pem", "journal.pub.pem"

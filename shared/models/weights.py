@@ -19,8 +19,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from shared.config.model import MODELS, ModelSettings, settings_of
-from shared.durable import write_bytes
 from shared.errors import WeightsError
+from shared.files import write_bytes
 from shared.models.base import GenerativeModel
 
 

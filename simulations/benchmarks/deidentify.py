@@ -36,9 +36,9 @@ from rich.console import Console
 from rich.table import Table
 
 from client.deidentification.export import export
-from simulations.phantom_dicom import write_hospital
-from simulations.phantoms import Look
-from simulations.planted import Canaries, plant, plant_oddities
+from simulations.cohorts.phantom_dicom import write_hospital
+from simulations.cohorts.phantoms import Look
+from simulations.cohorts.planted import Canaries, plant, plant_oddities
 
 OTHER_KINDS = (
     "1.2.840.10008.5.1.4.1.1.7",  # secondary capture

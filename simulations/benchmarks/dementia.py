@@ -26,7 +26,7 @@ from server.metrics.base import Description, describe
 from server.summary import Measured
 from shared.config.experiment import Experiment
 from shared.config.loading import read
-from shared.durable import write_bytes
+from shared.files import write_bytes
 from simulations.run import simulate
 
 CONFIG = Path("configs/dementia.yaml")

@@ -31,7 +31,7 @@ from server.release import seal
 from shared.config.experiment import Experiment
 from shared.config.loading import read
 from shared.crypto import signing
-from shared.durable import write_bytes
+from shared.files import write_bytes
 
 RELEASE = "import sys; from shared.cli import main; sys.argv[0] = 'fedsynth'; main()"
 POLL_S = 0.02

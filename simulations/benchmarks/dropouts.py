@@ -47,7 +47,7 @@ from shared.config.experiment import Experiment
 from shared.config.site import Site
 from shared.errors import FedsynthError
 from shared.models import weights
-from simulations.fake_grid import Clock, MemoryGrid, inside_a_run
+from simulations.testbed.fake_grid import Clock, MemoryGrid, inside_a_run
 
 WAYS = ("away", "silent", "late", "lost", "failing", "broken")
 SIZE, PATIENTS = 16, 4

@@ -29,11 +29,11 @@ from shared.config.experiment import Experiment
 from shared.config.loading import validate
 from shared.errors import FederationError, FedsynthError
 from shared.messages import TrainReply
-from simulations import faults, startup_faults
-from simulations.faults import Strike
-from simulations.run_probe import Run
-from simulations.tcp_proxy import Cable
-from simulations.testbed import Loopback, federation
+from simulations.faults import running, startup
+from simulations.faults.running import Strike
+from simulations.testbed.loopback import Loopback, federation
+from simulations.testbed.run_probe import Run
+from simulations.testbed.tcp_proxy import Cable
 
 SMALL = """
 name: long
@@ -106,54 +106,54 @@ def cases(
     disk = "what is not on the ledger is not computed, its log says why, it comes back when there is room"
     shut = "not one update of it is used any more, its log says why; with a new key it comes back"
     struck: list[tuple[str, str, Callable[[], Strike]]] = [
-        ("site slow", "left out of the round; its late reply is not used", lambda: faults.site_slow(run, north)),
-        ("node revoked", shut, lambda: faults.revoked(run, north)),
-        ("hospital's disk full", disk, lambda: faults.disk_full(run, north, fill or _no_disk())),
-        ("app killed", one, lambda: faults.killed(run, north, faults.APP)),
-        ("what starts apps killed", one, lambda: faults.killed(run, north, faults.STARTER)),
-        ("node killed", one, lambda: faults.killed(run, north)),
-        (f"link cut for {cut_s:g} s", one, lambda: faults.link_cut(run, south, cable, cut_s)),
+        ("site slow", "left out of the round; its late reply is not used", lambda: running.site_slow(run, north)),
+        ("node revoked", shut, lambda: running.revoked(run, north)),
+        ("hospital's disk full", disk, lambda: running.disk_full(run, north, fill or _no_disk())),
+        ("app killed", one, lambda: running.killed(run, north, running.APP)),
+        ("what starts apps killed", one, lambda: running.killed(run, north, running.STARTER)),
+        ("node killed", one, lambda: running.killed(run, north)),
+        (f"link cut for {cut_s:g} s", one, lambda: running.link_cut(run, south, cable, cut_s)),
         (
             "site absent",
             "rounds go on without it, it is waited for once, and comes back",
-            lambda: faults.site_absent(run, north),
+            lambda: running.site_absent(run, north),
         ),
         (
             "code not approved",
             "refused at the hospital before a byte of it runs",
-            lambda: faults.unapproved(run, north),
+            lambda: running.unapproved(run, north),
         ),
-        ("configuration beyond the file", "refused, nothing charged", lambda: faults.changed_file(run, north)),
-        ("NaN update", "rejected, the site named", lambda: faults.bad_answer(run, north, nan, "not finite")),
+        ("configuration beyond the file", "refused, nothing charged", lambda: running.changed_file(run, north)),
+        ("NaN update", "rejected, the site named", lambda: running.bad_answer(run, north, nan, "not finite")),
         (
             "replayed update",
             "rejected, the site named",
-            lambda: faults.bad_answer(run, north, lambda honest: replayed(net, north, honest), "another request"),
+            lambda: running.bad_answer(run, north, lambda honest: replayed(net, north, honest), "another request"),
         ),
         (
             "server killed",
             "goes on after its last finished round; every site is asked again",
-            lambda: faults.server_killed(run),
+            lambda: running.server_killed(run),
         ),
-        ("ServerApp killed", "the same", lambda: faults.server_app_killed(run)),
+        ("ServerApp killed", "the same", lambda: running.server_app_killed(run)),
     ]
     for name, promised, strike in struck:
         if any(word in name for word in only):
             yield name, promised, lambda strike=strike: through(strike())  # type: ignore[misc]
     line = "the process ends with one line that says why"
     refused: list[tuple[str, Callable[[], str]]] = [
-        ("server's certificate expired: the server", lambda: startup_faults.expired_server(net)),
-        ("server's certificate expired: a node", lambda: startup_faults.expired_line(net, north)),
-        ("another site's key", lambda: startup_faults.another_sites_key(net, north, south)),
-        ("wrong key", lambda: startup_faults.wrong_key(net, north)),
-        ("unknown node", lambda: startup_faults.unknown_node(net, north)),
-        ("wrong certificate authority", lambda: startup_faults.wrong_authority(net, north)),
-        ("nobody at the address", lambda: startup_faults.nobody_there(net, north)),
-        ("changed configuration, under the run's name", lambda: startup_faults.changed_configuration(net, settings)),
-        ("clock 400 s ahead", lambda: startup_faults.wrong_clock(net, north)),
+        ("server's certificate expired: the server", lambda: startup.expired_server(net)),
+        ("server's certificate expired: a node", lambda: startup.expired_line(net, north)),
+        ("another site's key", lambda: startup.another_sites_key(net, north, south)),
+        ("wrong key", lambda: startup.wrong_key(net, north)),
+        ("unknown node", lambda: startup.unknown_node(net, north)),
+        ("wrong certificate authority", lambda: startup.wrong_authority(net, north)),
+        ("nobody at the address", lambda: startup.nobody_there(net, north)),
+        ("changed configuration, under the run's name", lambda: startup.changed_configuration(net, settings)),
+        ("clock 400 s ahead", lambda: startup.wrong_clock(net, north)),
     ]
     yield from ((name, line, do) for name, do in refused if any(word in name for word in only))
-    yield "after all of it", "no ledger is below what was received", lambda: faults.never_below(run)
+    yield "after all of it", "no ledger is below what was received", lambda: running.never_below(run)
 
 
 def through(strike: Strike) -> str:
@@ -189,7 +189,7 @@ def through_a_cable(net: Loopback, site: str) -> Cable:
     kit = net.kit(site)
     host, _, port = kit.address.rpartition(":")
     cable = Cable((host, int(port)))
-    startup_faults.put_kit(net.work(site), kit.model_copy(update={"address": f"127.0.0.1:{cable.port}"}))
+    startup.put_kit(net.work(site), kit.model_copy(update={"address": f"127.0.0.1:{cable.port}"}))
     return cable
 
 

@@ -28,9 +28,9 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, 
 from rich.console import Console
 
 from client.deidentification.export import export
-from simulations.phantom_dicom import write_hospital
-from simulations.phantoms import Look
-from simulations.planted import Canaries, plant_oddities
+from simulations.cohorts.phantom_dicom import write_hospital
+from simulations.cohorts.phantoms import Look
+from simulations.cohorts.planted import Canaries, plant_oddities
 
 LIMIT_S = 10.0
 TAGS = (

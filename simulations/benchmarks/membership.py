@@ -25,8 +25,8 @@ from client.dataset import Patient
 from privacy import membership_inference
 from privacy.accounting import best_attack, gdp_mu
 from shared.config.experiment import Experiment
-from shared.durable import write_bytes
 from shared.errors import DataError
+from shared.files import write_bytes
 from shared.models import weights
 from simulations import audit_plots
 

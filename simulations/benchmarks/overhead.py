@@ -35,8 +35,8 @@ from shared.errors import FederationError
 from simulations.benchmarks.faults import SITE, experiment
 from simulations.benchmarks.server_memory import NETWORK
 from simulations.guardian import marked
-from simulations.run_probe import Run, ledger_of
-from simulations.testbed import Loopback, federation, until
+from simulations.testbed.loopback import Loopback, federation, until
+from simulations.testbed.run_probe import Run, ledger_of
 
 ALLOWED = 1.2
 SITES = 2

@@ -30,10 +30,10 @@ from server.evaluation.heldout import Heldout
 from server.metrics import features
 from server.release.draw import draw
 from shared.config.experiment import Evaluation, Performance, Release, Sampler
-from shared.durable import write_bytes
+from shared.files import write_bytes
 from shared.models import weights
 from shared.models.base import GenerativeModel
-from simulations import phantoms
+from simulations.cohorts import phantoms
 
 SAMPLERS: tuple[tuple[Sampler, int], ...] = (
     ("ddpm", 1000), ("ddim", 50), ("ddim", 20), ("dpm++", 25), ("dpm++", 20), ("dpm++", 15),

@@ -32,8 +32,8 @@ from shared import flower, messages, ports
 from shared.config.experiment import Experiment
 from shared.crypto import keys
 from shared.errors import FederationError
-from simulations.byzantine_client import rogue
-from simulations.testbed import Loopback, ending, until
+from simulations.testbed.byzantine_client import rogue
+from simulations.testbed.loopback import Loopback, ending, until
 
 NETWORK = {"image_size": 16, "channels": (96, 192, 192), "groups": 8, "latents": 4, "encoder_channels": 8}
 ALLOWED = 1.25

@@ -28,7 +28,7 @@ from rich.table import Table
 from scipy import ndimage
 
 from client.readers import text
-from simulations import phantoms
+from simulations.cohorts import phantoms
 
 SIZES, CONTRASTS = (8, 10, 12, 16, 24), (15, 25, 50, 80, 120, 255)
 STYLES, FAINT = ("corner", "over", "outlined", "boxed"), ("blended", "lost")

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from server.evaluation import image_sets
 from server.release import watermark
-from simulations import phantoms
+from simulations.cohorts import phantoms
 
 SEED, SET = 0, 10
 

@@ -24,7 +24,7 @@ from client.deidentification.manifest import Reason, Withheld
 from client.readers.ingest import ingest
 from shared.config.site import Site
 from shared.errors import FedsynthError
-from simulations.planted import UID, WORD, Canaries, plant, plant_oddities
+from simulations.cohorts.planted import UID, WORD, Canaries, plant, plant_oddities
 
 SLICES = 5
 

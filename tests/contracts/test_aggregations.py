@@ -15,7 +15,7 @@ from shared import plugins
 from shared.config.experiment import Federation
 from shared.errors import ConfigError, FederationError, MessageError
 from shared.messages import TrainReply
-from simulations.fake_grid import inside_a_run
+from simulations.testbed.fake_grid import inside_a_run
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "my_aggregation.py"
 OWN = RULES.names()

@@ -31,7 +31,7 @@ from server.strategy import Strategy
 from server.superlink.follow import Follow
 from shared import messages, wire
 from shared.config.experiment import Experiment, Federation, Statistics, Training
-from simulations.fake_grid import Clock, MemoryGrid, Site, inside_a_run
+from simulations.testbed.fake_grid import Clock, MemoryGrid, Site, inside_a_run
 
 NOISE = 2.0
 EXPERIMENT = Experiment(

@@ -22,7 +22,7 @@ from shared import messages
 from shared.config.experiment import Experiment, Federation, Training
 from shared.errors import FederationError, LedgerError, MessageError
 from shared.journal import journal
-from simulations.fake_grid import Clock, MemoryGrid, Site, inside_a_run
+from simulations.testbed.fake_grid import Clock, MemoryGrid, Site, inside_a_run
 
 EXPERIMENT = Experiment(
     name="t",

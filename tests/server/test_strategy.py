@@ -25,7 +25,7 @@ from shared.config.experiment import Experiment, Federation, Privacy, Training
 from shared.errors import ConfigError, FederationError, WeightsError
 from shared.models import weights as store
 from shared.refusals import WORDS
-from simulations.fake_grid import Clock, MemoryGrid, Site, inside_a_run
+from simulations.testbed.fake_grid import Clock, MemoryGrid, Site, inside_a_run
 
 EXPERIMENT = Experiment(
     name="t", training=Training(rounds=3), federation=Federation(deadline_s=10.0, join_timeout_s=5.0, attempts=2)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shared import durable
+from shared import files
 from shared.crypto import keys, signing
 
 
@@ -37,7 +37,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_attack_10_a_power_cut_does_not_bring_the_file_before_back(tmp_path: Path, events: list[str]) -> None:
-    durable.write_bytes(tmp_path / "deep" / "file", b"new")
+    files.write_bytes(tmp_path / "deep" / "file", b"new")
     assert (tmp_path / "deep" / "file").read_bytes() == b"new"
     assert f"sync {tmp_path.name}" in events, "the folder that was made"
     assert events[-2:] == ["name file", "sync deep"]
@@ -52,13 +52,13 @@ def test_attack_10_a_power_cut_does_not_take_a_new_key_away(tmp_path: Path, even
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    durable.write_bytes(tmp_path / "file", b"old")
+    files.write_bytes(tmp_path / "file", b"old")
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    for write in (durable.write_bytes, durable.replace):
+    for write in (files.write_bytes, files.replace):
         with pytest.raises(OSError, match="No space"):
             write(tmp_path / "file", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -68,16 +68,16 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, m
 def test_secrets_are_for_their_owner_and_other_files_as_the_umask_says(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
-        durable.write_bytes(tmp_path / "open", b"")
-        durable.replace(tmp_path / "mine", b"")
+        files.write_bytes(tmp_path / "open", b"")
+        files.replace(tmp_path / "mine", b"")
     finally:
         os.umask(before)
     assert [stat.S_IMODE((tmp_path / n).stat().st_mode) for n in ("open", "mine")] == [0o644, 0o600]
 
 
 def test_a_new_file_never_takes_the_place_of_one_that_is_there(tmp_path: Path) -> None:
-    durable.write_new(tmp_path / "file", b"first")
+    files.write_new(tmp_path / "file", b"first")
     with pytest.raises(FileExistsError):
-        durable.write_new(tmp_path / "file", b"second")
-    durable.remove(tmp_path / "file")
+        files.write_new(tmp_path / "file", b"second")
+    files.remove(tmp_path / "file")
     assert list(tmp_path.iterdir()) == []

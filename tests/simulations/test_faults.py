@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from simulations import faults, startup_faults
 from simulations.benchmarks.faults import SITE, experiment, finish, through_a_cable
-from simulations.run_probe import Run
-from simulations.tcp_proxy import Cable
-from simulations.testbed import federation
+from simulations.faults import running, startup
+from simulations.testbed.loopback import federation
+from simulations.testbed.run_probe import Run
+from simulations.testbed.tcp_proxy import Cable
 
 pytestmark = pytest.mark.in_order
 
@@ -39,30 +39,34 @@ def test_pain02_after_a_killed_app_a_killed_node_and_a_cut_link_the_round_stands
 ) -> None:
     run, cable = struck
     one, two, three = run.net.sites
-    strikes = [faults.killed(run, one, faults.APP), faults.killed(run, two), faults.link_cut(run, three, cable, 8.0)]
+    strikes = [
+        running.killed(run, one, running.APP),
+        running.killed(run, two),
+        running.link_cut(run, three, cable, 8.0),
+    ]
     with ThreadPoolExecutor(3) as pool:  # all in the same round
         list(pool.map(next, strikes))
     for strike in reversed(strikes):
         assert finish(strike)
-    assert faults.never_below(run)
+    assert running.never_below(run)
 
 
 def test_a_node_that_cannot_start_its_app_any_more_starts_anew(struck: tuple[Run, Cable]) -> None:
     """It would take work, and never answer."""
     run, _ = struck
-    strike = faults.killed(run, run.net.sites[0], faults.STARTER)
+    strike = running.killed(run, run.net.sites[0], running.STARTER)
     next(strike)
     assert finish(strike)
 
 
 def test_a_killed_server_goes_on_after_its_last_round(struck: tuple[Run, Cable]) -> None:
     run, _ = struck
-    strike = faults.server_killed(run)
+    strike = running.server_killed(run)
     next(strike)
     assert finish(strike)
-    assert faults.never_below(run)
+    assert running.never_below(run)
 
 
 def test_a_clock_that_is_wrong_is_refused_in_one_line(struck: tuple[Run, Cable]) -> None:
     run, _ = struck
-    assert "clock" in startup_faults.wrong_clock(run.net, run.net.sites[0])
+    assert "clock" in startup.wrong_clock(run.net, run.net.sites[0])

@@ -43,7 +43,7 @@ from shared.errors import FederationError, ReleaseRefused
 from shared.journal import journal as journals
 from shared.journal import verifier
 from simulations.guardian import marked
-from simulations.testbed import Loopback, command, federation
+from simulations.testbed.loopback import Loopback, command, federation
 
 TINY = """
 name: tiny

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 
-from simulations import phantom_dicom, phantoms
+from simulations.cohorts import phantom_dicom, phantoms
 
 
 def phantom(kind: str = "healthy", seed: int = 0) -> phantoms.Phantom:

@@ -23,7 +23,7 @@ from client.readers.ingest import ingest
 from client.verification import verify
 from shared.config.site import Site
 from shared.errors import DataError
-from simulations.planted import Canaries, plant, plant_oddities
+from simulations.cohorts.planted import Canaries, plant, plant_oddities
 
 Make = Callable[..., FileDataset]
 

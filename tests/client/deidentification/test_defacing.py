@@ -24,7 +24,7 @@ from client.readers.volumes import Scan
 from client.verification import verify
 from shared.config.site import Site
 from shared.errors import DataError
-from simulations.phantom_heads import Head, head
+from simulations.cohorts.phantom_heads import Head, head
 
 Write = Callable[..., list[Path]]
 

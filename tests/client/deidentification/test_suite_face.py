@@ -16,8 +16,8 @@ from client.readers import volumes
 from client.readers.template import Fit
 from client.readers.volumes import Scan
 from simulations.benchmarks.verdicts import alike
+from simulations.cohorts.phantom_heads import Head, head
 from simulations.face_detector import MOST, faces
-from simulations.phantom_heads import Head, head
 
 STEP_MM = 4.0
 

@@ -23,7 +23,7 @@ from pydicom.tag import Tag
 
 from client.deidentification.manifest import Reason
 from client.verification import expected_attributes
-from simulations.planted import Canaries
+from simulations.cohorts.planted import Canaries
 
 Make = Callable[..., FileDataset]
 Through = Callable[..., tuple[Reason, bytes]]

@@ -24,7 +24,7 @@ from client.readers import text
 from client.readers.ingest import ingest
 from shared.config.site import Site
 from shared.errors import DataError
-from simulations import phantoms
+from simulations.cohorts import phantoms
 
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 NAME = "DOE JANE 1947"

@@ -22,7 +22,7 @@ from shared.config.experiment import Experiment
 from shared.models import weights
 from shared.models.base import shapes
 from shared.models.pixel_diffusion import PixelDiffusion
-from simulations.fake_grid import Clock, MemoryGrid, Site, inside_a_run
+from simulations.testbed.fake_grid import Clock, MemoryGrid, Site, inside_a_run
 
 EXPERIMENT = Experiment.model_validate(
     {

@@ -17,9 +17,9 @@ from PIL import Image
 
 from server.evaluation.evaluate import Heldout
 from server.metrics.base import Description
-from server.reports import report_words
-from server.reports.report import write_report
-from server.reports.report_data import read_run
+from server.reports.report import words
+from server.reports.report.data import read_run
+from server.reports.report.write import write_report
 from server.summary import Measured, write_summary
 from shared.errors import DataError
 
@@ -148,8 +148,8 @@ def test_figures_under_privacy_are_never_shown_without_their_price(tmp_path: Pat
     noisy = {"noise_multiplier": 30.0, "epsilon": 0.123, "values": {"north": {"1": 21.0}, "south": {"1": -4.0}}}
     folder = make_run(tmp_path / "demo", statistics={"patient-count": noisy})
     text = Page(write_report(folder).read_text(encoding="utf-8")).text
-    for words in ("chose to give", "north patient count round 1: 21 noisy, epsilon 0.13", "noise multiplier 30", "-4"):
-        assert words in text
+    for said in ("chose to give", "north patient count round 1: 21 noisy, epsilon 0.13", "noise multiplier 30", "-4"):
+        assert said in text
 
 
 def test_every_picture_has_words_for_those_who_do_not_see_it_and_lies_beside_the_page(out: Path, html: str) -> None:
@@ -188,8 +188,8 @@ def test_pain06_the_page_says_how_many_sites_contributed_and_why_one_was_missing
 
 def test_every_figure_stands_beside_its_interval_and_its_floor(html: str) -> None:
     text = Page(html).text
-    for words in ("100.0", "90.0 to 110.0", "40.0", "36.0 to 44.0", "Real against real", "10.0"):
-        assert words in text
+    for said in ("100.0", "90.0 to 110.0", "40.0", "36.0 to 44.0", "Real against real", "10.0"):
+        assert said in text
 
 
 def test_the_privacy_statement_and_the_cap_are_on_the_page(html: str) -> None:
@@ -213,7 +213,7 @@ def test_what_is_missing_is_said_and_the_page_still_comes(tmp_path: Path) -> Non
     shutil.rmtree(out / "sites")
     shutil.rmtree(out / "server")
     text = Page(write_report(out).read_text(encoding="utf-8")).text
-    for words in (
+    for said in (
         "What is missing from this page",
         "resolved settings",
         "no record of events",
@@ -221,7 +221,7 @@ def test_what_is_missing_is_said_and_the_page_still_comes(tmp_path: Path) -> Non
         "No drawn images",
         "No site's manifest",
     ):
-        assert words in text
+        assert said in text
     assert "2 of 3 sites contributed" in text
 
 
@@ -252,8 +252,8 @@ def test_a_run_without_privacy_says_so_in_red(tmp_path: Path) -> None:
 def test_better_is_said_only_where_intervals_do_not_overlap(after: tuple[int, int, int], verdict: str) -> None:
     value, low, high = after
     base, best = Measured(value=100, floor=20, low=90, high=110), Measured(value=value, floor=20, low=low, high=high)
-    assert report_words.compare(base, best, Description("distance", "lower")) == verdict
-    assert report_words.compare(best, base, Description("share", "higher")) == verdict
+    assert words.compare(base, best, Description("distance", "lower")) == verdict
+    assert words.compare(best, base, Description("share", "higher")) == verdict
 
 
 def test_a_node_that_never_said_its_name_is_not_counted_as_a_site(tmp_path: Path) -> None:

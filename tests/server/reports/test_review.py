@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from server.cli import app
 from server.reports import agreement, review
-from server.reports.report import write_report
+from server.reports.report.write import write_report
 from server.reports.review import Answer
 from server.reports.review_server import make_server
 from server.summary import write_summary

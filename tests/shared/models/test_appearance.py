@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from shared.models.appearance import BOX, FEW, VARIANCE_SCALE, Appearance, statistics
-from simulations import phantoms
+from simulations.cohorts import phantoms
 
 
 def brains(patients: int = 20) -> torch.Tensor:

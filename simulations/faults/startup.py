@@ -27,7 +27,7 @@ from shared import ports
 from shared.config.experiment import Experiment
 from shared.crypto import keys
 from shared.errors import FederationError
-from simulations.testbed import Loopback
+from simulations.testbed.loopback import Loopback
 
 FEDSYNTH = "from shared.cli import main; main()"
 CLOCK = """

@@ -1,6 +1,6 @@
 """Flower's grid as the strategy sees it, in memory: questions in, replies out, in any order and at any time.
 
-Left out: transport, processes, and everything between them; testbed.py has those.
+Left out: transport, processes, and everything between them; loopback.py has those.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Read by a hospital's director and by an engineer: first one sentence and four figures, then pictures, then every number with
 its floor, its interval and its meaning. What could not be read is listed at the end.
 
-Left out: conclusions that the figures do not carry (see `report_words`).
+Left out: conclusions that the figures do not carry (see `words`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from markupsafe import Markup
 
 from server.evaluation import study
 from server.release.cards import contributed, privacy_statement, shown
-from server.reports import report_plots as plots
-from server.reports import report_words as words
-from server.reports.report_data import Run, read_run
-from server.reports.report_page import PAGE, STYLE
-from server.reports.report_tables import tables
+from server.reports.report import plots, words
+from server.reports.report.data import Run, read_run
+from server.reports.report.page import PAGE, STYLE
+from server.reports.report.tables import tables
 from shared.plugins import slug
 
 COLUMNS = 6  # slices in a row of the real and synthetic mosaics

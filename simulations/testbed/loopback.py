@@ -36,7 +36,7 @@ from shared import flower, ports
 from shared.config.experiment import Experiment
 from shared.crypto import keys
 from shared.errors import FederationError
-from simulations import hospitals
+from simulations.cohorts import hospitals
 from simulations.federation import ROOT
 from simulations.guardian import marked
 

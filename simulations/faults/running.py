@@ -2,7 +2,7 @@
 
 A fault is a generator. What stands before its `yield` does the harm, what stands after it waits and looks; it returns in one
 sentence what happened, or raises FederationError where that is not what was promised. So several faults can strike one round.
-The faults of this file strike a run that goes on; startup_faults.py has those of a node or server that must not even start.
+The faults of this file strike a run that goes on; startup.py has those of a node or server that must not even start.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from shared.config.loading import read
 from shared.config.site import Site
 from shared.crypto import bundle, keys
 from shared.refusals import WORDS
-from simulations.byzantine_client import rogue
-from simulations.run_probe import PATIENCE_S, Run, expect, ledger_of
-from simulations.tcp_proxy import Cable
-from simulations.testbed import command, until
+from simulations.testbed.byzantine_client import rogue
+from simulations.testbed.loopback import command, until
+from simulations.testbed.run_probe import PATIENCE_S, Run, expect, ledger_of
+from simulations.testbed.tcp_proxy import Cable
 
 Strike = Generator[None, None, str]
 APP, STARTER, SERVER_APP = prefork.APP, prefork.__name__, "flwr-serverapp"

@@ -19,9 +19,9 @@ import yaml
 from privacy.noisy_statistics import asked
 from shared.config.experiment import Experiment
 from shared.config.site import Site
-from shared.durable import write_bytes
 from shared.errors import DataError
-from simulations import phantom_dicom, phantoms
+from shared.files import write_bytes
+from simulations.cohorts import phantom_dicom, phantoms
 
 NAMES = ("north", "south", "east", "west", "harbour", "hill", "lake", "forest", "river", "valley")
 IMAGES = (".png", ".jpg", ".jpeg")

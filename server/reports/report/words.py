@@ -10,7 +10,7 @@ import json
 from server.metrics.base import Description
 from server.release import release
 from server.release.cards import contributed, shown, small
-from server.reports.report_data import Run
+from server.reports.report.data import Run
 from server.summary import Measured
 from shared.config.experiment import Release
 from shared.errors import ReleaseRefused

@@ -12,7 +12,7 @@ from client.supernode import prefork
 from privacy import ledger
 from shared.config.experiment import Experiment
 from shared.errors import FederationError
-from simulations.testbed import Loopback, until
+from simulations.testbed.loopback import Loopback, until
 
 PATIENCE_S = 480.0  # on a machine that is busy with other things
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-from simulations import phantoms
+from simulations.cohorts import phantoms
 
 FIELD_OF_VIEW_MM = 220.0
 SLICES = 24

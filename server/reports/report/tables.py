@@ -13,8 +13,8 @@ from typing import Any
 
 from server.evaluation import study
 from server.release.cards import shown
-from server.reports import report_words as words
-from server.reports.report_data import Run
+from server.reports.report import words
+from server.reports.report.data import Run
 
 ROUND_COLUMNS = 16  # with more rounds the table of sites shows totals only
 TIME_ROWS = 60  # with more rounds there is no table of times

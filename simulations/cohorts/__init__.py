@@ -1,0 +1,1 @@
+"""Made-up patients and the hospitals that hold them."""

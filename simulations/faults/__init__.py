@@ -1,0 +1,1 @@
+"""What can break in a federation, done to a real one."""

@@ -1,0 +1,1 @@
+"""A real federation on this machine, and what stands between and beside its processes."""
