@@ -163,11 +163,11 @@ def test_verify_says_how_many_reservations_count_for_everybody(path: Path) -> No
     reserve(path, NORTH)
     reserve(path, SOUTH)
     told = CliRunner().invoke(app, ["ledger", "verify", str(path)]).stdout
-    assert "count for everybody" not in told
+    assert "counted for everybody" not in told
     (ledger_members.folder(path) / f"{verify(path)[1]['members']}.txt").unlink()
     ledger_members.keep(path, BOTH)
     told = CliRunner().invoke(app, ["ledger", "verify", str(path)]).stdout
-    assert "1 reservation(s) count for everybody" in told
+    assert "counted for everybody" in told and told.rstrip().endswith(": 1 reservation")
 
 
 def test_a_list_that_cannot_be_written_stops_the_work(path: Path) -> None:
