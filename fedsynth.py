@@ -192,7 +192,7 @@ def read_release(folder: str | Path, public_key: str | Path | None = None) -> Re
 
     from server.release import seal
 
-    verified = seal.verify(Path(folder), Path(public_key) if public_key is not None else None)
+    verified = seal.verify_release(Path(folder), Path(public_key) if public_key is not None else None)
     with np.load(Path(folder) / "images.npz", allow_pickle=False) as arrays:
         return Release(arrays["x_NHW"], arrays["label_N"], tuple(map(str, arrays["classes"])), verified)
 

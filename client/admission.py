@@ -37,13 +37,13 @@ from shared.adapters.base import attach
 from shared.config.experiment import Experiment
 from shared.config.site import Site
 from shared.errors import ConfigError, MessageError, PolicyError, WeightsError
-from shared.messages import TrainReply, Verdict
+from shared.messages import TrainReply, Vote
 from shared.models import weights
 from shared.models.base import GenerativeModel, shapes
 
 
 @dataclass(frozen=True)
-class Round:
+class AdmittedRound:
     """A round that may be trained. `request`: what its reply must say that it answers; `figures`: name -> noise multiplier."""
 
     experiment: Experiment
@@ -68,14 +68,14 @@ class Question:
     digest: str
 
 
-def round_of(content: RecordDict, site: Site) -> Round:
+def round_of(content: RecordDict, site: Site) -> AdmittedRound:
     """Open a request and hold it against the site's file. Raises MessageError, PolicyError or ConfigError."""
     experiment, number, noise_multiplier, arrays = messages.unpack_request(content)
     policy.check(site, experiment, noise_multiplier)
     received = wire.tensors(arrays, _expected(site, experiment), "the request's arrays")
     policy.check_weights(site, received)
     figures = noisy_statistics.asked(experiment.privacy.statistics, number)
-    return Round(experiment, number, noise_multiplier, received, figures, messages.request_id(content))
+    return AdmittedRound(experiment, number, noise_multiplier, received, figures, messages.request_id(content))
 
 
 def question_of(content: RecordDict, site: Site) -> Question:
@@ -94,7 +94,7 @@ def question_of(content: RecordDict, site: Site) -> Question:
 
 
 def spend(
-    asked: Round, site: Site, work: Path, run: str, marks: Sequence[Mark] = ()
+    asked: AdmittedRound, site: Site, work: Path, run: str, marks: Sequence[Mark] = ()
 ) -> TrainReply | tuple[Drawn, Facts]:
     """The kept reply where the same was asked before; else what the ledger holds once this round is on it.
 
@@ -109,7 +109,7 @@ def spend(
     return drawn, facts
 
 
-def count(asked: Question, site: Site, work: Path) -> Verdict | None:
+def count(asked: Question, site: Site, work: Path) -> Vote | None:
     """The answer given before to the same question, or none once one more answer is counted. PolicyError: no more are left."""
     policy.check_cohort(site, asked.experiment, dataset.facts(work))
     may, before = Answers(dataset.records(site, work), also=work).ask(asked.digest, site.release_checks)
@@ -119,7 +119,7 @@ def count(asked: Question, site: Site, work: Path) -> Verdict | None:
             "`release_checks` in its file",
             word="answers",
         )
-    return None if before is None else Verdict(site.name, before)
+    return None if before is None else Vote(site.name, before)
 
 
 def model_of(experiment: Experiment, received: dict[str, Tensor]) -> GenerativeModel:

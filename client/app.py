@@ -142,7 +142,9 @@ def _round(content: RecordDict, site: Site, work: Path, run: str, *, charged: bo
     return reply
 
 
-def _computed(asked: admission.Round, site: Site, work: Path) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+def _computed(
+    asked: admission.AdmittedRound, site: Site, work: Path
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """The update and the noisy figures: of the cohort, or, where that fails under privacy, of nobody: noise alone."""
     experiment = asked.experiment
     device = device_for(experiment.performance)
@@ -169,7 +171,7 @@ def _computed(asked: admission.Round, site: Site, work: Path) -> tuple[dict[str,
         return attempt([])
 
 
-def _judge(content: RecordDict, site: Site, work: Path, *, charged: bool) -> messages.Verdict:
+def _judge(content: RecordDict, site: Site, work: Path, *, charged: bool) -> messages.Vote:
     asked = admission.question_of(content, site)
     if not charged and (before := admission.count(asked, site, work)) is not None:
         return before
@@ -182,7 +184,7 @@ def _judge(content: RecordDict, site: Site, work: Path, *, charged: bool) -> mes
         LOG.info("a proposed release was judged: %s", found, extra={"site": site.name})
     else:
         Answers(dataset.records(site, work)).answered(asked.digest, **found)
-    return messages.Verdict(site.name, bool(found["passed"]))
+    return messages.Vote(site.name, bool(found["passed"]))
 
 
 def locate(context: Context) -> tuple[Site, Path]:

@@ -18,14 +18,14 @@ from client import dataset, policy
 from client.dataset import LEDGER_FILE, Facts
 from privacy import high_water, noisy_statistics
 from privacy.accounting import Event
-from privacy.ledger import Drawn, Ledger, Mark, Plan, delta_of, verify
+from privacy.ledger import Drawn, Ledger, Mark, ReservedPlan, checked_records, delta_of
 from shared.config.experiment import Experiment
 from shared.config.site import Site
 
 DECIDES = {"name", "classes", "base", "network", "training", "privacy"}  # of an experiment: what its noise protects
 
 
-def plan(experiment: Experiment, noise_multiplier: float) -> Plan:
+def plan(experiment: Experiment, noise_multiplier: float) -> ReservedPlan:
     """Everything that a run will take from a patient, round by round; its key follows from the settings alone."""
     step = Event(noise_multiplier, experiment.privacy.sampling_rate, experiment.training.steps)
     rounds = tuple(
@@ -33,7 +33,7 @@ def plan(experiment: Experiment, noise_multiplier: float) -> Plan:
         for number in range(1, experiment.training.rounds + 1)
     )
     said = [experiment.model_dump_json(include=DECIDES), experiment.expected_patients, float(noise_multiplier).hex()]
-    return Plan(hashlib.sha256(json.dumps(said).encode()).hexdigest(), experiment.name, rounds)
+    return ReservedPlan(hashlib.sha256(json.dumps(said).encode()).hexdigest(), experiment.name, rounds)
 
 
 def charge(
@@ -75,5 +75,5 @@ def charge(
 
 def end(site: Site, work: Path) -> tuple[int, str]:
     """How many records the ledger holds now, and the hash of the last, which goes with every update."""
-    mark = high_water.now(verify(dataset.records(site, work) / LEDGER_FILE))
+    mark = high_water.now(checked_records(dataset.records(site, work) / LEDGER_FILE))
     return mark.records, mark.hash

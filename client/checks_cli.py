@@ -48,8 +48,7 @@ def verify(
     """
     from client.deidentification import manifest, pseudonym
     from client.verification.findings import RULES
-    from client.verification.verify import about
-    from client.verification.verify import verify as verify_folder
+    from client.verification.verify import about, verify_folder
     from shared.crypto import signing
     from shared.files import write_bytes
 

@@ -75,7 +75,7 @@ def _ledger(site: Site, work: Path) -> list[str]:
     path = dataset.records(site, work) / dataset.LEDGER_FILE
     mark = journal.ledger_mark(work)
     if mark is not None or ledger.begun(path):
-        ledger.verify(path, [mark] if mark else [])
+        ledger.checked_records(path, [mark] if mark else [])
     if site.epsilon_cap is None:
         return ["`epsilon_cap: null` protects nobody; it is for rehearsals on public data"]
     return []

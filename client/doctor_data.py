@@ -128,7 +128,7 @@ def _records(site: Site, work: Path) -> Iterator[Finding]:
         if mark is None and not ledger.begun(path):
             yield Finding("ledger", "good", "none yet: nothing was spent")
             return
-        found = ledger.verify(path, [mark] if mark else [])
+        found = ledger.checked_records(path, [mark] if mark else [])
     except FedsynthError as error:
         yield Finding("ledger", "bad", "damaged, or not all that it was", str(error))
         return

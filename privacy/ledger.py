@@ -44,8 +44,8 @@ from pathlib import Path
 from privacy import accounting, filters, high_water, ledger_file, ledger_members, reservations
 from privacy.durable import told
 from privacy.high_water import Mark
-from privacy.ledger_file import accept, begun, delta_now, delta_of, verify
-from privacy.reservations import Draw, Plan, Reservation
+from privacy.ledger_file import accept, begun, checked_records, delta_now, delta_of
+from privacy.reservations import Draw, Reservation, ReservedPlan
 from shared.errors import BudgetExceeded, LedgerError, PrivacyError
 from shared.journal.chain import Chain, Record
 
@@ -54,15 +54,15 @@ __all__ = [  # of which the records, the marks and the file itself have modules 
     "Drawn",
     "Ledger",
     "Mark",
-    "Plan",
+    "ReservedPlan",
     "accept",
     "begun",
+    "checked_records",
     "counted",
     "delta_now",
     "delta_of",
     "draws",
     "spent",
-    "verify",
 ]
 
 TOLERANCE = 1e-9  # of the comparison with the cap: rounding only
@@ -116,7 +116,7 @@ class Ledger:
 
     def draw(
         self,
-        plan: Plan,
+        plan: ReservedPlan,
         number: int,
         *,
         run: str,

@@ -41,7 +41,7 @@ def show(path: LedgerPath, as_json: AsJson = False) -> None:
 
     from privacy import ledger, reservations, statement
 
-    records = ledger.verify(path)
+    records = ledger.checked_records(path)
     found = _summary(path, records)
     if as_json:
         typer.echo(json.dumps({**found, "records": records}))
@@ -82,7 +82,7 @@ def verify(path: LedgerPath, as_json: AsJson = False) -> None:
     """
     from privacy import ledger
 
-    found = _summary(path, ledger.verify(path))
+    found = _summary(path, ledger.checked_records(path))
     if as_json:
         typer.echo(json.dumps(found))
         return

@@ -30,7 +30,7 @@ POLL_S = 0.02
 
 
 def begun(path: Path) -> bool:
-    """Whether there is or was a ledger, so that `verify` has something to say: the file or its mark is there.
+    """Whether there is or was a ledger, so that `checked_records` has something to say: the file or its mark is there.
 
     Where it is gone by the privacy office's decision (`accept`), none has begun. Raises LedgerError when the mark is damaged.
     """
@@ -52,7 +52,7 @@ def delta_now(records: Sequence[Record]) -> float:
     return float(next((r["delta"] for r in reversed(records) if "delta" in r), records[0]["delta"]))
 
 
-def verify(path: Path, marks: Sequence[Mark] = ()) -> list[Record]:
+def checked_records(path: Path, marks: Sequence[Mark] = ()) -> list[Record]:
     """Check a ledger offline, without changing it, and return its records, the header first.
 
     marks   high-water marks known from elsewhere, beside the one in its folder

@@ -36,7 +36,7 @@ Rounds = tuple[tuple[Event, ...], ...]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReservedPlan:
     """A run as it is fixed before its first step. Raises PrivacyError when it is none.
 
     key      64 hex digits that follow from its public settings alone: the same settings have the same key
@@ -116,7 +116,7 @@ def latest(reservations: Sequence[Reservation], key: str) -> Reservation | None:
     return next((r for r in reversed(reservations) if r.whole and r.key == key), None)
 
 
-def next_record(reservations: Sequence[Reservation], plan: Plan, number: int, run: str) -> Record:
+def next_record(reservations: Sequence[Reservation], plan: ReservedPlan, number: int, run: str) -> Record:
     """What must be written before round `number` of `plan` may be computed in `run`, without the limits and the time.
 
     Raises PrivacyError when another plan stands under the same key.
@@ -148,7 +148,7 @@ def _reservation(index: int, record: Record) -> Reservation:
         event = Event.from_dict({key: record.get(key) for key in EVENT_KEYS})
         return Reservation(index, "", str(record.get("purpose", "")), ((event,),), lists, whole=False)
     rounds = tuple(tuple(Event.from_dict(event) for event in events) for events in record["rounds"])
-    plan = Plan(record["key"], record["name"], rounds)
+    plan = ReservedPlan(record["key"], record["name"], rounds)
     return Reservation(index, plan.key, plan.name, rounds, lists, whole="retry_of" not in record)
 
 

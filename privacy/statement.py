@@ -46,7 +46,7 @@ CLOSE = 1e-3  # relative: another version of the accountant may discretise other
 
 def make(path: Path, key: Ed25519PrivateKey) -> bytes:
     """Verify the ledger at `path` and sign what it holds. Raises LedgerError when the ledger is damaged."""
-    return signing.seal(key, body(path, ledger.verify(path)))
+    return signing.seal(key, body(path, ledger.checked_records(path)))
 
 
 def body(path: Path, records: list[Record]) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def check(
     if lacking or not isinstance(count, int) or count < 1:
         raise SignatureError(f"the statement lacks {sorted(lacking)[0] if lacking else 'a number of records'}")
     if path is not None:
-        records = ledger.verify(path)
+        records = ledger.checked_records(path)
         if count > len(records) or records[count - 1]["hash"] != said["last_hash"]:
             raise LedgerError(
                 f"{path.name} does not run through the record that the statement names (number {count - 1}): it is "

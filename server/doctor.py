@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from server.superlink import jobs, provision
-from server.superlink.federation import Federation
+from server.superlink.federation import FederationFile
 from shared import checks
 from shared.checks import Finding
 from shared.crypto import keys
@@ -29,7 +29,7 @@ SECRETS = ("ca.key", "server.key", "sites", "kits", "state", journal.KEY)
 TIMEOUT_S = 5.0
 
 
-def examine(federation: Federation, folder: Path) -> Iterator[Finding]:
+def examine(federation: FederationFile, folder: Path) -> Iterator[Finding]:
     """Look at everything; a bad finding does not stop the next."""
     looks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("file modes", lambda: iter([checks.modes(folder, SECRETS)])),
@@ -63,7 +63,7 @@ def _certificates(folder: Path) -> Iterator[Finding]:
         yield Finding("certificates", "good", "ca.key lies here; only a renewal needs it, it is safer elsewhere")
 
 
-def _tls(federation: Federation, folder: Path) -> Iterator[Finding]:
+def _tls(federation: FederationFile, folder: Path) -> Iterator[Finding]:
     try:
         version = handshake(folder, federation.host)
     except ssl.SSLCertVerificationError as error:
@@ -96,7 +96,7 @@ def handshake(folder: Path, host: str) -> str:
     return site.version() or "TLS"
 
 
-def _address(federation: Federation, folder: Path) -> Iterator[Finding]:
+def _address(federation: FederationFile, folder: Path) -> Iterator[Finding]:
     try:
         found = sorted({str(entry[4][0]) for entry in socket.getaddrinfo(federation.host, federation.port)})
     except OSError:
@@ -114,7 +114,7 @@ def _address(federation: Federation, folder: Path) -> Iterator[Finding]:
     yield Finding("address", "good", said)
 
 
-def _port(federation: Federation, folder: Path) -> Iterator[Finding]:
+def _port(federation: FederationFile, folder: Path) -> Iterator[Finding]:
     place = federation.listen if federation.listen != "0.0.0.0" else "127.0.0.1"  # noqa: S104 - compared, not bound
     if not jobs.serving(folder):
         family = socket.AF_INET6 if ":" in federation.listen else socket.AF_INET
@@ -147,7 +147,7 @@ def _port(federation: Federation, folder: Path) -> Iterator[Finding]:
         )
 
 
-def _knock(folder: Path, federation: Federation, place: str) -> int:
+def _knock(folder: Path, federation: FederationFile, place: str) -> int:
     """The status with which the server refuses a request that shows no key, through TLS for the kits' address."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(folder / "ca.pem")
@@ -173,7 +173,7 @@ def _journal(folder: Path) -> Iterator[Finding]:
     if not (folder / journal.FILE).exists() and not (folder / journal.CHECKPOINT).exists():
         yield Finding("journal", "good", "none yet")
         return
-    found = verifier.verify(folder)
+    found = verifier.verify_journal(folder)
     if found.state != "whole":
         yield Finding("journal", "bad", found.said, "keep the folder as it is, and find out who changed it")
         return

@@ -108,7 +108,7 @@ def publish(
     server = out / "server"
     experiment = read_config(server / "experiment.json", Experiment)
     settings, best = experiment.release, summary["best_round"]
-    statement = release.Statement(
+    statement = release.ReleaseStatement(
         epsilon_per_patient=summary["epsilon_per_patient"],
         delta=summary["delta"],
         sites_total=summary["sites_total"],
@@ -128,7 +128,7 @@ def publish(
     )
     formal = release.formal(statement, settings)
     if not formal[0].passed:
-        gate.Verdict((formal[0],), "").save(out / "gate.json")
+        gate.Decision((formal[0],), "").save(out / "gate.json")
         journal.write(out, "release_refused", failed=[formal[0].name], reason=formal[0].detail)
         raise ReleaseRefused(formal[0].detail)  # before thousands of images are drawn for nothing
     device = device_for(experiment.performance)
@@ -157,7 +157,7 @@ def publish(
     return out / "release"
 
 
-def _decided(out: Path, verdict: gate.Verdict) -> None:
+def _decided(out: Path, verdict: gate.Decision) -> None:
     """The decision is in the journal before anything is published."""
     failed = [check.name for check in verdict.failed]
     if not failed:

@@ -15,7 +15,7 @@ from shared.errors import ConfigError, FederationError
 from shared.wording import count
 
 if TYPE_CHECKING:
-    from server.superlink.federation import Federation
+    from server.superlink.federation import FederationFile
 
 app = typer.Typer()
 
@@ -183,14 +183,14 @@ def compare(heard: str | None, expected: str, what: str) -> None:
         raise FederationError(f"these are not the digits of {what}; do not go on, somebody may stand in between")
 
 
-def _read(federation: Path) -> Federation:
-    from server.superlink.federation import Federation
+def _read(federation: Path) -> FederationFile:
+    from server.superlink.federation import FederationFile
     from shared.config.loading import read
 
-    return read(federation, Federation)
+    return read(federation, FederationFile)
 
 
-def _open(federation: Path) -> tuple[Federation, Path]:
+def _open(federation: Path) -> tuple[FederationFile, Path]:
     settings = _read(federation)
     from server.superlink import provision
 

@@ -30,7 +30,7 @@ STAGES = {
 
 
 @dataclass(frozen=True)
-class Run:
+class RunStatus:
     """A run at one moment.
 
     state        "running", "waiting" (wanted, and no server runs it yet), "stopped", "failed", "finished", or "open": a run on
@@ -75,7 +75,7 @@ class Run:
     told: str | None = None
 
 
-def newest(runs: Path, only: str | None = None) -> Run | None:
+def newest(runs: Path, only: str | None = None) -> RunStatus | None:
     """The run that is wanted now, or else the one that wrote last; none before the first. `only`: the run of this name."""
     folders = [path for path in runs.glob("*") if (path / "server").is_dir() and only in (None, path.name)]
     if not folders:
@@ -83,7 +83,7 @@ def newest(runs: Path, only: str | None = None) -> Run | None:
     return of(max(folders, key=lambda path: ((path / "wanted.json").exists(), _told(path) or "")))
 
 
-def of(out: Path) -> Run:
+def of(out: Path) -> RunStatus:
     """The run in a folder, as far as it has got; a torn or missing file is as one that says nothing."""
     events = read(out / "server" / "events.jsonl")
     settings = _json(out / "server" / "experiment.json") or _json(out / "experiment.json") or _json(out / "wanted.json")
@@ -102,7 +102,7 @@ def of(out: Path) -> Run:
     if state not in ("running", "open"):
         facts["stage"] = ""
     facts.setdefault("rounds", training.get("rounds", 0))
-    return Run(
+    return RunStatus(
         name=out.name,
         state=state,
         epsilon=privacy.get("epsilon"),

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from server import ledgers
-from server.run_status import Run, newest
+from server.run_status import RunStatus, newest
 from server.superlink import heartbeats, jobs, provision
-from server.superlink.federation import Federation
+from server.superlink.federation import FederationFile
 from shared.crypto import keys
 from shared.errors import DataError
 from shared.journal import verifier
@@ -53,7 +53,7 @@ class Status:
     serving: bool | None = None
     certificates: dict[str, int] = field(default_factory=dict)
     sites: list[SiteStatus] = field(default_factory=list)
-    run: Run | None = None
+    run: RunStatus | None = None
     journal: dict[str, Any] | None = None
     alarms: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Status:
         return asdict(self)
 
 
-def of_federation(federation: Federation, folder: Path) -> Status:
+def of_federation(federation: FederationFile, folder: Path) -> Status:
     """The status of a federation over a network."""
     serving = jobs.serving(folder)
     run = newest(folder / "runs")
@@ -101,7 +101,7 @@ def of_run(out: Path) -> Status:
     return Status(run.name, keys.now().isoformat(), sites=sites, run=run, journal=checked, alarms=alarms)
 
 
-def _sites(folder: Path, run: Run | None, *, serving: bool) -> Iterator[SiteStatus]:
+def _sites(folder: Path, run: RunStatus | None, *, serving: bool) -> Iterator[SiteStatus]:
     heard = heartbeats.read(folder)
     latest = {m.site: m for m in provision.members(folder)}  # of several keys, the one approved last
     for site, m in sorted(latest.items()):
@@ -113,7 +113,7 @@ def _sites(folder: Path, run: Run | None, *, serving: bool) -> Iterator[SiteStat
         yield SiteStatus(site, state, entry.get("seen"), (m.until - keys.now()).days, **part)
 
 
-def _part(run: Run, site: str) -> dict[str, Any]:
+def _part(run: RunStatus, site: str) -> dict[str, Any]:
     """What a site did in the run: its last round, and the last word about it."""
     if site in run.contributed:
         last = "update received"
@@ -126,13 +126,13 @@ def _part(run: Run, site: str) -> dict[str, Any]:
 
 def _journal(folder: Path) -> dict[str, Any] | None:
     try:
-        found = verifier.verify(folder)
+        found = verifier.verify_journal(folder)
     except DataError:
         return None
     return {"state": found.state, "said": found.said, "records": found.records, "key": found.key}
 
 
-def _of_run(run: Run | None) -> list[str]:
+def _of_run(run: RunStatus | None) -> list[str]:
     return [f"the run {run.name} failed: {run.reason}"] if run is not None and run.state == "failed" else []
 
 

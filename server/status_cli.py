@@ -74,10 +74,10 @@ def _of(where: Path) -> tuple[Callable[[], Status], Path]:
 
         out = where.resolve()
         return lambda: status.of_run(out), out.parent
-    from server.superlink.federation import Federation
+    from server.superlink.federation import FederationFile
     from shared.config.loading import read
 
-    settings = read(where, Federation)
+    settings = read(where, FederationFile)
     from server import status
     from server.superlink import provision
 

@@ -54,7 +54,7 @@ HEADROOM = 4096  # bytes around an array's numbers
 
 
 @dataclass(frozen=True)
-class Round:
+class CollectedRound:
     """What a reply is held against.
 
     shapes    of the tensors that were sent
@@ -127,7 +127,7 @@ class Strategy:
             messages.TrainRequest(self.experiment, number, self.noise_multiplier, self.tensors)
         )
         shapes = {name: tuple(t.shape) for name, t in self.tensors.items()}
-        this = Round(number, shapes, messages.request_id(content), self.ledgers.standing())
+        this = CollectedRound(number, shapes, messages.request_id(content), self.ledgers.standing())
         updates, seen = aggregator(self.settings), set[str]()
         answers = ask(
             grid,
@@ -160,7 +160,7 @@ class Strategy:
         self.events.write("round_finished", round=number, contributed=sorted(seen))
         self.after_round(number, self.tensors)
 
-    def _open(self, answer: Answer, this: Round, seen: set[str]) -> messages.TrainReply:
+    def _open(self, answer: Answer, this: CollectedRound, seen: set[str]) -> messages.TrainReply:
         """A checked reply. MessageError: what is wrong with it."""
         reply = answer.opened(
             lambda content: messages.unpack_reply(content, this.shapes, self._asked(this.number)), self._names()

@@ -87,7 +87,7 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Vote:
     """A site's one bit."""
 
     site: str
@@ -129,11 +129,11 @@ def unpack_proposal(content: RecordDict) -> tuple[Experiment, ArrayRecord, dict[
     return experiment, arrays_in(content), images
 
 
-def pack_verdict(verdict: Verdict) -> RecordDict:
+def pack_verdict(verdict: Vote) -> RecordDict:
     return RecordDict({"config": ConfigRecord({"site": verdict.site, "passed": verdict.passed})})
 
 
-def unpack_verdict(content: RecordDict) -> Verdict | Refusal:
+def unpack_verdict(content: RecordDict) -> Vote | Refusal:
     """A site's bit, or its refusal to say."""
     only(content, {"config"}, "the verdict")
     config = content["config"]
@@ -142,7 +142,7 @@ def unpack_verdict(content: RecordDict) -> Verdict | Refusal:
     config = config_of(content, {"site", "passed"})
     if not isinstance(config["passed"], bool):
         raise MessageError("the verdict is neither yes nor no")
-    return Verdict(_site(config), config["passed"])
+    return Vote(_site(config), config["passed"])
 
 
 def pack_request(request: TrainRequest) -> RecordDict:

@@ -40,7 +40,7 @@ OWN_KEY = "approval.key"
 FLOWER_TELLS_APART = 8  # digits of a hash in the name of the folder that Flower unpacks a bundle to
 
 
-class Run(Protocol):
+class FlowerRun(Protocol):
     """What Flower says of a run."""
 
     fab_id: str
@@ -90,7 +90,7 @@ def missing(site: Site, work: Path, digest: str) -> int:
     return max(0, site.policy.signatures - (len(found) if found and _sound(work, digest) else 0))
 
 
-def admit(site: Site, work: Path, run: Run, data: bytes) -> None:
+def admit(site: Site, work: Path, run: FlowerRun, data: bytes) -> None:
     """PolicyError unless these are the bytes that a run names, under our name, and approved; what is not is kept to be read.
 
     Flower makes a folder's name of what a run says its app and version are: a coordinator's words never become a path here.

@@ -58,7 +58,7 @@ class Asked:
     """A message that was let in and paid for, kept until its reply leaves. `came_s`: when, on this machine's steady clock."""
 
     message: Message
-    about: admission.Round | admission.Question
+    about: admission.AdmittedRound | admission.Question
     came_s: float
     drawn: Drawn | None = None
     facts: Facts | None = None
@@ -165,7 +165,7 @@ class Boundary:
 
     def _admit(
         self, message: Message, tree: Any, get_run: Any, get_fab: Any, pull_object: Any, came_s: float
-    ) -> messages.TrainReply | messages.Verdict | None:
+    ) -> messages.TrainReply | messages.Vote | None:
         """Let a request in, paid for, and remember it; or give the answer that is known already. Raises what is wrong with it."""
         run_id = message.metadata.run_id
         run = get_run(run_id)
@@ -222,7 +222,7 @@ class Boundary:
         return [] if self._mark is None else [self._mark]
 
     def _run(self, asked: Asked) -> dict[str, Any]:
-        number = asked.about.number if isinstance(asked.about, admission.Round) else 0
+        number = asked.about.number if isinstance(asked.about, admission.AdmittedRound) else 0
         return {"run": str(asked.message.metadata.run_id), "round": number}
 
     def _about(self, asked: Asked) -> dict[str, Any]:
@@ -238,7 +238,7 @@ class Boundary:
 
     def _examine(
         self, message: Message, tree: Any, asked: Asked
-    ) -> messages.TrainReply | messages.Verdict | messages.Refusal:
+    ) -> messages.TrainReply | messages.Vote | messages.Refusal:
         """What may leave in place of the app's reply."""
         try:
             if message.has_error():
@@ -250,7 +250,7 @@ class Boundary:
                 if isinstance(verdict, messages.Refusal):
                     return self._failed(asked)
                 Answers(dataset.records(self.site, self.work)).answered(asked.about.digest, verdict.passed)
-                return messages.Verdict(self.site.name, verdict.passed)
+                return messages.Vote(self.site.name, verdict.passed)
             reply = messages.unpack_reply(opened.content, asked.about.shapes, asked.about.figures)
             if isinstance(reply, messages.Refusal):
                 return self._failed(asked)
@@ -271,11 +271,11 @@ class Boundary:
             journal.write(self.work, "kept back", run=str(asked.message.metadata.run_id), reason=reason)
             return self._failed(asked)
 
-    def _failed(self, asked: Asked) -> messages.Verdict | messages.Refusal:
+    def _failed(self, asked: Asked) -> messages.Vote | messages.Refusal:
         """In place of a reply that may not leave; about a release it is a no: a third answer would tell more than the bit."""
         if isinstance(asked.about, admission.Question):
             Answers(dataset.records(self.site, self.work)).answered(asked.about.digest, False)
-            return messages.Verdict(self.site.name, False)
+            return messages.Vote(self.site.name, False)
         return messages.Refusal(self.site.name, "failed")
 
     def _opened(self, tree: Any, contents: dict[str, bytes], what: str) -> Message:
@@ -287,10 +287,10 @@ class Boundary:
         return opened
 
     def _packed(
-        self, reply: messages.TrainReply | messages.Verdict | messages.Refusal
+        self, reply: messages.TrainReply | messages.Vote | messages.Refusal
     ) -> tuple[RecordDict, dict[str, Any]]:
         """What is sent, and what the journal says of it. An update goes with the ledger's end as it is now."""
-        if isinstance(reply, messages.Verdict):
+        if isinstance(reply, messages.Vote):
             return messages.pack_verdict(reply), {"passed": reply.passed}
         if isinstance(reply, messages.TrainReply):
             reply = dataclasses.replace(reply, ledger=budget.end(self.site, self.work))

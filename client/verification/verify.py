@@ -60,7 +60,7 @@ FIXED = frozenset(
 )  # fmt: skip
 
 
-def verify(
+def verify_folder(
     folder: Path,
     source: Path | None = None,
     key: bytes | None = None,
@@ -169,7 +169,7 @@ def _key(path: Path) -> bytes | None:
 
 def _ledger(path: Path, name: str, result: Verification) -> None:
     try:
-        ledger.verify(path)
+        ledger.checked_records(path)
     except LedgerError:
         result.add(name, "ledger")
 

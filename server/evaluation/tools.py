@@ -128,7 +128,7 @@ def verify(
     from server.release import seal
 
     with progress("checking", "checking") as tell:
-        found = seal.verify(release, public_key, tell)
+        found = seal.verify_release(release, public_key, tell)
     if as_json:
         typer.echo(json.dumps(asdict(found)))
         return

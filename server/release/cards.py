@@ -16,12 +16,12 @@ from typing import Any
 import yaml
 
 from server.evaluation import study
-from server.release.gate import Verdict
+from server.release.gate import Decision
 from shared.config.experiment import Release
 
 
 @dataclass(frozen=True)
-class Statement:
+class ReleaseStatement:
     """What a run revealed of each patient, and how it came to be.
 
     epsilon_per_patient  site -> epsilon as its ledger counts it, over all runs; none where a site trained without privacy
@@ -80,11 +80,11 @@ def _round(epsilon: float) -> str:
     return f"{math.ceil(factor / unit) * unit:,.0f}" if factor >= 100 else f"{math.ceil(factor * 10) / 10:.1f}"
 
 
-def contributed(statement: Statement) -> str:
+def contributed(statement: ReleaseStatement) -> str:
     return f"{statement.sites_contributed} of {statement.sites_total} sites contributed"
 
 
-def guarantee(statement: Statement) -> str:
+def guarantee(statement: ReleaseStatement) -> str:
     """One sentence: the guarantee, or that there is none."""
     if not statement.private:
         return (
@@ -96,7 +96,7 @@ def guarantee(statement: Statement) -> str:
     )
 
 
-def privacy_statement(statement: Statement) -> dict[str, str]:
+def privacy_statement(statement: ReleaseStatement) -> dict[str, str]:
     """Heading -> plain text, in the terms of NIST SP 800-226."""
     if not statement.private:
         return {"Guarantee": guarantee(statement)}
@@ -127,7 +127,7 @@ def privacy_statement(statement: Statement) -> dict[str, str]:
     }
 
 
-def gate_section(gate: Verdict | None) -> str:
+def gate_section(gate: Decision | None) -> str:
     """What the gate found, check by check; that it was overruled, and why, where it was."""
     if gate is None:
         return f"## The release gate\n\n{NOT_CHECKED}"
@@ -163,7 +163,7 @@ USES = (
 
 
 def data_card(
-    statement: Statement, release: Release, counts: Mapping[str, int], size: int, gate: Verdict | None = None
+    statement: ReleaseStatement, release: Release, counts: Mapping[str, int], size: int, gate: Decision | None = None
 ) -> str:
     """DATA_CARD.md: hub front matter, what is in the folder, how it was drawn, the privacy statement, its limits."""
     total = sum(counts.values())
@@ -215,7 +215,7 @@ def _marks(release: Release) -> str:
     return "## Marks\n\n" + " ".join(lines)
 
 
-def model_card(statement: Statement, release: Release, gate: Verdict | None = None) -> str:
+def model_card(statement: ReleaseStatement, release: Release, gate: Decision | None = None) -> str:
     """MODEL_CARD.md: hub front matter, training, figures, the privacy statement, its limits."""
     front = {
         "license": "other",
@@ -242,12 +242,12 @@ def _card(front: dict[str, Any], *parts: str) -> str:
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n" + "\n\n".join(parts) + "\n"
 
 
-def _privacy(statement: Statement) -> str:
+def _privacy(statement: ReleaseStatement) -> str:
     lines = [f"**{heading}.** {text}" for heading, text in privacy_statement(statement).items()]
     return "## Privacy statement\n\n" + "\n\n".join(lines)
 
 
-def _figures(statement: Statement) -> str:
+def _figures(statement: ReleaseStatement) -> str:
     rows = [
         f"| {name} | {m['value']:.4g} | {m['low']:.4g} to {m['high']:.4g} | {m['floor']:.4g} |"
         for name, m in statement.metrics.items()

@@ -41,7 +41,7 @@ from shared.files import write_bytes
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """All checks. `forced`: why the release goes out in spite of a failed one; none where it does not need it."""
 
     checks: tuple[Check, ...]
@@ -64,11 +64,11 @@ class Verdict:
         write_bytes(path, self.to_json())
 
     @staticmethod
-    def load(path: Path) -> Verdict:
+    def load(path: Path) -> Decision:
         """Read what `save` wrote; OSError, ValueError, KeyError or TypeError otherwise."""
         tree = json.loads(path.read_text(encoding="utf-8"))
         checks = tuple(Check(**(c | {"limits": tuple(c["limits"])})) for c in tree["checks"])
-        return Verdict(checks, tree["images_sha256"], tree["forced"])
+        return Decision(checks, tree["images_sha256"], tree["forced"])
 
 
 def judge(
@@ -79,7 +79,7 @@ def judge(
     said: Mapping[str, Any] | None,
     sites: int,
     audit: Callable[[], Check] | None = None,
-) -> Verdict:
+) -> Decision:
     """Run every required check on the images that would be published.
 
     heldout   none where it could not be read: every check that needs it fails
@@ -109,7 +109,7 @@ def judge(
             checks.append(check())
         except Exception as error:  # noqa: BLE001 - whatever keeps a check from running, the release does not pass it
             checks.append(Check(name, False, f"could not run: {in_words(error)}", "must run"))
-    return Verdict(tuple(checks), about)
+    return Decision(tuple(checks), about)
 
 
 def audited(path: Path, noise_multiplier: float, sampling_rate: float, steps: int) -> Check:

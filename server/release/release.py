@@ -26,14 +26,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from PIL import Image, PngImagePlugin
 
 from server.release import cards, dicom, seal
-from server.release.cards import Statement
+from server.release.cards import ReleaseStatement
 from server.release.draw import Draws
-from server.release.gate import Verdict
+from server.release.gate import Decision
 from server.release.quality import Check
 from shared.config.experiment import Release
 from shared.errors import DataError, ReleaseRefused
 
-__all__ = ["Statement", "check", "formal", "refusal", "write"]
+__all__ = ["ReleaseStatement", "check", "formal", "refusal", "write"]
 
 DIGITAL_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"  # IPTC's word for "generated"
 XMP = (
@@ -43,14 +43,14 @@ XMP = (
 )
 
 
-def check(statement: Statement, release: Release) -> None:
+def check(statement: ReleaseStatement, release: Release) -> None:
     """Raise ReleaseRefused, naming the figure, where the run does not meet the release's formal conditions."""
     problem = _privacy_problem(statement, release) or _sites_problem(statement, release)
     if problem:
         raise ReleaseRefused(problem)
 
 
-def formal(statement: Statement, release: Release) -> tuple[Check, Check]:
+def formal(statement: ReleaseStatement, release: Release) -> tuple[Check, Check]:
     """The same conditions as two checks of the gate: `privacy` and `sites`."""
     privacy, sites = _privacy_problem(statement, release), _sites_problem(statement, release)
     known = [e for e in statement.epsilon_per_patient.values() if e is not None and math.isfinite(e)]
@@ -72,7 +72,7 @@ def formal(statement: Statement, release: Release) -> tuple[Check, Check]:
     )
 
 
-def _privacy_problem(statement: Statement, release: Release) -> str | None:
+def _privacy_problem(statement: ReleaseStatement, release: Release) -> str | None:
     if not statement.private:
         sites = [site for site, e in statement.epsilon_per_patient.items() if cards.shown(e) == "none"]
         where = f" at {', '.join(sites)}" if sites else ""
@@ -86,7 +86,7 @@ def _privacy_problem(statement: Statement, release: Release) -> str | None:
     return None
 
 
-def _sites_problem(statement: Statement, release: Release) -> str | None:
+def _sites_problem(statement: ReleaseStatement, release: Release) -> str | None:
     required = release.minimum_sites or statement.sites_total
     if statement.sites_contributed < required:
         return (
@@ -104,12 +104,12 @@ def _sites_problem(statement: Statement, release: Release) -> str | None:
 def write(
     folder: Path,
     images: Draws | Mapping[str, np.ndarray],
-    statement: Statement,
+    statement: ReleaseStatement,
     release: Release,
     *,
     seed: int | None = None,
     key: Ed25519PrivateKey | None = None,
-    gate: Verdict | None = None,
+    gate: Decision | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Check, then write the release into `folder`; an earlier release there is replaced, anything else is left alone.
@@ -148,11 +148,11 @@ def write(
 def _fill(
     folder: Path,
     drawn: Draws,
-    statement: Statement,
+    statement: ReleaseStatement,
     release: Release,
     *,
     seed: int | None,
-    gate: Verdict | None,
+    gate: Decision | None,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     provenance = dicom.Provenance(
@@ -197,7 +197,7 @@ def _fill(
         gate.save(folder / "gate.json")
 
 
-def refusal(gate: Verdict) -> str:
+def refusal(gate: Decision) -> str:
     """What a refused release says: every failed check with its figure."""
     return "; ".join(f"{check.name}: {check.detail.rstrip('.')} (required: {check.threshold})" for check in gate.failed)
 
@@ -264,7 +264,7 @@ def _identity(salt: str) -> dicom.Identity:
     return dicom.Identity(f"{bits('patient'):032X}"[:16], uid("study"), uid("series"), uid("instance"), uid("frame"))
 
 
-def _marks(label: str, statement: Statement) -> PngImagePlugin.PngInfo:
+def _marks(label: str, statement: ReleaseStatement) -> PngImagePlugin.PngInfo:
     """The PNG's text chunks: synthetic, for people and for machines."""
     marks = PngImagePlugin.PngInfo()
     marks.add_text("Synthetic", "YES")

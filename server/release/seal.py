@@ -49,7 +49,7 @@ def close(folder: Path, experiment: str, key: Ed25519PrivateKey | None) -> None:
         (folder / SIGNATURE).write_bytes(signing.seal(key, body))
 
 
-def verify(
+def verify_release(
     folder: Path, public_key: Path | None = None, progress: Callable[[int, int], None] | None = None
 ) -> Verified:
     """Check a release. SignatureError names what is wrong, all of it; DataError: not a release.

@@ -13,7 +13,7 @@ from shared.config.record import Address, Record
 from shared.config.site import SiteName
 
 
-class Federation(Record):
+class FederationFile(Record):
     """FEDERATION.yaml.
 
     address   host:port that the hospitals connect to; the certificate is made for this host

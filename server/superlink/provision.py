@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from server.superlink.federation import Federation
+from server.superlink.federation import FederationFile
 from shared.config.record import Record
 from shared.config.site import SiteName
 from shared.crypto import keys
@@ -54,7 +54,7 @@ class Member(Record):
         return self.revoked is None and keys.now() < self.until
 
 
-def provision(federation: Federation, folder: Path) -> Iterator[str]:
+def provision(federation: FederationFile, folder: Path) -> Iterator[str]:
     """Make what is missing; yields one line for each thing made. A server certificate near its end is made anew."""
     keys.private_folder(folder)
     for name in ("sites", "kits"):
@@ -78,7 +78,7 @@ def provision(federation: Federation, folder: Path) -> Iterator[str]:
     yield f"server certificate for {federation.host}: {folder / 'server.pem'}"
 
 
-def approve(federation: Federation, folder: Path, request: keys.Request) -> keys.Kit:
+def approve(federation: FederationFile, folder: Path, request: keys.Request) -> keys.Kit:
     """Admit the site of a checked request and write its kit. Approving the same key again extends its term.
 
     FederationError when the name is taken by another key that is still admitted, or the key was revoked or is another's.
@@ -149,7 +149,7 @@ def warnings(folder: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def folder_of(path: Path, federation: Federation) -> Path:
+def folder_of(path: Path, federation: FederationFile) -> Path:
     """The folder of a federation: beside its file, under its name. ConfigError before `server provision`."""
     folder = path.resolve().parent / federation.name
     if not (folder / "server.pem").exists():
@@ -177,7 +177,7 @@ def _key(path: Path) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def _ca(federation: Federation, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+def _ca(federation: FederationFile, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"fedsynth {federation.name}")])
     public = key.public_key()
     return (
@@ -190,7 +190,10 @@ def _ca(federation: Federation, key: ec.EllipticCurvePrivateKey) -> x509.Certifi
 
 
 def _server(
-    federation: Federation, public: ec.EllipticCurvePublicKey, ca: x509.Certificate, ca_key: ec.EllipticCurvePrivateKey
+    federation: FederationFile,
+    public: ec.EllipticCurvePublicKey,
+    ca: x509.Certificate,
+    ca_key: ec.EllipticCurvePrivateKey,
 ) -> x509.Certificate:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"fedsynth {federation.name} server")])
     remaining = (ca.not_valid_after_utc - keys.now()).days
@@ -244,7 +247,7 @@ def _alternative(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _server_is_good(federation: Federation, folder: Path, ca: x509.Certificate) -> bool:
+def _server_is_good(federation: FederationFile, folder: Path, ca: x509.Certificate) -> bool:
     """Whether the server's certificate is this authority's, for this host and key, and not within 30 days of its end."""
     path = folder / "server.pem"
     if not path.exists() or not (folder / "server.key").exists():

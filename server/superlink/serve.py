@@ -45,7 +45,7 @@ from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.main import create_app
 
 from server.superlink import heartbeats, inbox, jobs, provision
-from server.superlink.federation import Federation
+from server.superlink.federation import FederationFile
 from shared import flower, ports
 from shared.crypto import keys
 from shared.errors import FederationError
@@ -115,7 +115,7 @@ async def _answer(send: Any, status: int) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def serve(federation: Federation, folder: Path) -> None:
+def serve(federation: FederationFile, folder: Path) -> None:
     """Run until SIGTERM or Ctrl-C. FederationError when the port is taken or the certificate has expired."""
     certificate = keys.load_certificate((folder / "server.pem").read_text(encoding="utf-8"))
     if certificate.not_valid_after_utc <= keys.now():

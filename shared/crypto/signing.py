@@ -106,7 +106,7 @@ def sign(key: Ed25519PrivateKey, payload: bytes) -> str:
     return key.sign(payload).hex()
 
 
-def verify(public: Ed25519PublicKey, payload: bytes, signature: str) -> None:
+def check_signature(public: Ed25519PublicKey, payload: bytes, signature: str) -> None:
     """Raise SignatureError unless `signature` is that of `payload` by `public`."""
     try:
         raw = bytes.fromhex(signature)
@@ -142,7 +142,7 @@ def unseal(data: bytes, public: Ed25519PublicKey | None = None) -> tuple[dict[st
         ) from None
     if public is not None and fingerprint(public) != fingerprint(named):
         raise SignatureError(f"the document is signed by the key {fingerprint(named)}, not by {fingerprint(public)}")
-    verify(named, canonical(body), signature)
+    check_signature(named, canonical(body), signature)
     return body, named
 
 

@@ -48,7 +48,7 @@ def verify(
     from shared.crypto import signing
     from shared.journal import verifier
 
-    found = verifier.verify(path, checkpoint, signing.load_public(public_key) if public_key else None)
+    found = verifier.verify_journal(path, checkpoint, signing.load_public(public_key) if public_key else None)
     if as_json:
         typer.echo(json.dumps(asdict(found)))
     else:

@@ -29,7 +29,7 @@ PLACES = (".", "node", "server")  # a work folder keeps its journal in `node`, a
 
 
 @dataclass(frozen=True)
-class Verdict:
+class JournalState:
     """What was found.
 
     records   whole records, the header among them, as far as the chain is good
@@ -62,7 +62,7 @@ def find(path: Path) -> Path:
     raise DataError(f"there is no {journal.FILE} at {path}")
 
 
-def verify(path: Path, copy: Path | None = None, public: Ed25519PublicKey | None = None) -> Verdict:
+def verify_journal(path: Path, copy: Path | None = None, public: Ed25519PublicKey | None = None) -> JournalState:
     """Check a journal. `copy`: a checkpoint that was kept elsewhere, beside which its own is checked too."""
     path = find(path)
     try:  # first: a journal that is being written grows while it is read
@@ -79,7 +79,7 @@ def verify(path: Path, copy: Path | None = None, public: Ed25519PublicKey | None
     try:
         found = chain.read(data, path.name, journal.REMEDY) if data else chain.Chain([], 0, b"", True)
     except chain.RecordDamaged as error:
-        return Verdict(name, "altered", str(error), error.record, record=error.record)
+        return JournalState(name, "altered", str(error), error.record, record=error.record)
     except LedgerError:  # not one whole record
         found = chain.Chain([], 0, data, True)
     count, torn = len(found.records), len(found.torn)
@@ -92,17 +92,19 @@ def verify(path: Path, copy: Path | None = None, public: Ed25519PublicKey | None
         if wrong is not None:
             state: State = "cut" if wrong[0] == "cut" else "altered"
             record = count if state == "cut" else None
-            return Verdict(name, state, f"{path.name}: {wrong[1]}", record=record, key=one.key, time=one.time, **facts)
+            return JournalState(
+                name, state, f"{path.name}: {wrong[1]}", record=record, key=one.key, time=one.time, **facts
+            )
     if newest is None or doubt:
         said = (
             doubt
             or f"{path.name}: its {count} records are chained, and no checkpoint lies beside it to say where it ends"
         )
-        return Verdict(name, "unsigned", said, **facts)
+        return JournalState(name, "unsigned", said, **facts)
     if public is not None and signing.fingerprint(public) != newest.key:
         said = f"the checkpoint is signed by the key {newest.key}, not by {signing.fingerprint(public)}"
-        return Verdict(name, "unsigned", said, key=newest.key, time=newest.time, **facts)
-    return Verdict(name, "whole", _said(path, newest, count, torn), key=newest.key, time=newest.time, **facts)
+        return JournalState(name, "unsigned", said, key=newest.key, time=newest.time, **facts)
+    return JournalState(name, "whole", _said(path, newest, count, torn), key=newest.key, time=newest.time, **facts)
 
 
 def _said(path: Path, signed: Checkpoint, count: int, torn: int) -> str:

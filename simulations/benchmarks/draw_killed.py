@@ -64,7 +64,7 @@ def main() -> None:
     again = json.loads((killed / "again.json").read_text())
 
     expected, found = (bundle(folder / "release") for folder in (whole, killed))
-    seal.verify(killed / "release", killed / "release.pub.pem")
+    seal.verify_release(killed / "release", killed / "release.pub.pem")
     differ = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     images = sum(name.startswith("images/") for name in found)
     console.print(

@@ -155,7 +155,7 @@ def check(out: Path, names: list[str], events: list[dict[str, Any]], told: list[
                 f"round {event['round']}: {event['contributed']} recorded, {sorted(well)} answered well"
             )
     for name in names:
-        drawn = {d.number for d in ledger.draws(ledger.verify(out / name / "ledger.jsonl"))}
+        drawn = {d.number for d in ledger.draws(ledger.checked_records(out / name / "ledger.jsonl"))}
         for event in finished:
             if name in event["contributed"] and event["round"] not in drawn:
                 raise FedsynthError(f"{name} was not charged for round {event['round']}")

@@ -32,7 +32,7 @@ from shared.messages import TrainReply
 from simulations.faults import running, startup
 from simulations.faults.running import Strike
 from simulations.testbed.loopback import Loopback, federation
-from simulations.testbed.run_probe import Run
+from simulations.testbed.run_probe import RunProbe
 from simulations.testbed.tcp_proxy import Cable
 
 SMALL = """
@@ -98,7 +98,7 @@ def cases(
     for site in net.sites:
         net.join(site)
     net.want(settings)
-    run = Run(net, settings)
+    run = RunProbe(net, settings)
     run.back(north, 0)
     run.back(south, 0)
 

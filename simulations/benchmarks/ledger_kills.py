@@ -3,7 +3,7 @@
 A process draws the rounds of runs on a ledger and then "releases" (adds a byte to a file), over and over, naming a list of patients
 that changes. It is killed with SIGKILL after a random 1 to 150 ms; a quarter of the kills strike inside a write that was cut short:
 of a record, of a mark, or of the groups of patients. After each kill the next process opens the same ledger. Wrong is: a ledger
-that does not open or verify, or not run through the last mark that was told; a release without its draw on record; or an epsilon on
+that does not open or check, or not run through the last mark that was told; a release without its draw on record; or an epsilon on
 record below that of what was released. Prints how often each happened; anything but 0 ends with code 1.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from rich.console import Console
 
 from privacy.accounting import Event, epsilon
-from privacy.ledger import Ledger, Mark, Plan, draws, verify
+from privacy.ledger import Ledger, Mark, ReservedPlan, checked_records, draws
 from shared.errors import FedsynthError
 
 STEP, DELTA = Event(20.0, 1.0, 1), 1e-5  # full batches: epsilon is exact and instant
@@ -50,7 +50,7 @@ def main() -> None:
                 count = len(told)
                 try:
                     book = opened(path, *told[-1:])
-                    on_record = len(draws(verify(path)))
+                    on_record = len(draws(checked_records(path)))
                     wrong["release not on record"] += on_record < count
                     wrong["epsilon below what was released"] += book.epsilon() < epsilon([STEP] * count, DELTA)
                 except FedsynthError:
@@ -104,7 +104,7 @@ def work(path: Path, out: Path, cut: int | None, writes: int) -> None:
     if cut is not None:
         os.write = short  # type: ignore[assignment]
     for number in itertools.count():
-        plan = Plan(f"{os.getpid():032x}{number // ROUNDS:032x}", "run", ((STEP,),) * ROUNDS)
+        plan = ReservedPlan(f"{os.getpid():032x}{number // ROUNDS:032x}", "run", ((STEP,),) * ROUNDS)
         members = {f"patient-{number % 3}", f"patient-{os.getpid()}"}
         told = opened(path).draw(plan, number % ROUNDS + 1, run="run", members=members)
         with out.open("a") as file:

@@ -36,7 +36,7 @@ from simulations.benchmarks.faults import SITE, experiment
 from simulations.benchmarks.server_memory import NETWORK
 from simulations.guardian import marked
 from simulations.testbed.loopback import Loopback, federation, until
-from simulations.testbed.run_probe import Run, ledger_of
+from simulations.testbed.run_probe import RunProbe, ledger_of
 
 ALLOWED = 1.2
 SITES = 2
@@ -216,7 +216,7 @@ def _ours(net: Loopback, wanted: Experiment) -> tuple[list[float], list[list[flo
     watch = Watch(net, wanted.name)
     watch.start()
     net.want(wanted)
-    run = Run(net, wanted)
+    run = RunProbe(net, wanted)
     until(lambda: run.events("run_finished") or run.events("run_failed"), 1800.0, "our run ends")
     ends = [float(e["seconds"]) for e in run.events("round_finished")]
     if len(ends) < wanted.training.rounds:

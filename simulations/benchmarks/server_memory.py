@@ -27,7 +27,7 @@ from rich.table import Table
 from privacy.accounting import Event, epsilon
 from server.evaluation.heldout import Heldout
 from server.superlink import jobs, provision
-from server.superlink.federation import Federation
+from server.superlink.federation import FederationFile
 from shared import flower, messages, ports
 from shared.config.experiment import Experiment
 from shared.crypto import keys
@@ -79,7 +79,7 @@ def measure(folder: Path, sites: int, at_once: int) -> tuple[float, float, float
             "release": {"images_per_class": 0},
         }
     )
-    federation = Federation(name="brains", address=f"127.0.0.1:{ports.free()}", listen="127.0.0.1")
+    federation = FederationFile(name="brains", address=f"127.0.0.1:{ports.free()}", listen="127.0.0.1")
     (folder / "fed.yaml").write_text(f"name: brains\naddress: {federation.address}\nlisten: 127.0.0.1\n")
     net = Loopback(folder, experiment, ())
     list(provision.provision(federation, net.federation))
@@ -110,7 +110,7 @@ def measure(folder: Path, sites: int, at_once: int) -> tuple[float, float, float
     return peaks[0], peaks[1], seconds
 
 
-def _join(federation: Federation, folder: Path, name: str) -> tuple[keys.Kit, ec.EllipticCurvePrivateKey]:
+def _join(federation: FederationFile, folder: Path, name: str) -> tuple[keys.Kit, ec.EllipticCurvePrivateKey]:
     key = ec.generate_private_key(ec.SECP384R1())
     return provision.approve(federation, folder, keys.sign_request(name, key)), key
 

@@ -29,7 +29,7 @@ from shared.crypto import bundle, keys
 from shared.refusals import WORDS
 from simulations.testbed.byzantine_client import rogue
 from simulations.testbed.loopback import command, until
-from simulations.testbed.run_probe import PATIENCE_S, Run, expect, ledger_of
+from simulations.testbed.run_probe import PATIENCE_S, RunProbe, expect, ledger_of
 from simulations.testbed.tcp_proxy import Cable
 
 Strike = Generator[None, None, str]
@@ -37,7 +37,7 @@ APP, STARTER, SERVER_APP = prefork.APP, prefork.__name__, "flwr-serverapp"
 BACK = "; it contributed again in round {}"
 
 
-def server_killed(run: Run) -> Strike:
+def server_killed(run: RunProbe) -> Strike:
     """SuperLink, the process that starts apps, and the ServerApp, while the sites train."""
     net = run.net
     run.charging(net.sites[0])
@@ -59,7 +59,7 @@ def server_killed(run: Run) -> Strike:
     return f"went on after round {after}; {said}; charged for round {number}: {paid}"
 
 
-def server_app_killed(run: Run) -> Strike:
+def server_app_killed(run: RunProbe) -> Strike:
     """The ServerApp alone; the SuperLink lives."""
     run.charging(run.net.sites[0])
     resumed = len(run.events("run_resumed"))
@@ -70,7 +70,7 @@ def server_app_killed(run: Run) -> Strike:
     return f"started again, went on after round {after}; {_contributed(run, after + 1, run.end(after + 1))}"
 
 
-def killed(run: Run, site: str, word: str = "") -> Strike:
+def killed(run: RunProbe, site: str, word: str = "") -> Strike:
     """Those of a site's processes whose command holds `word`, after its app has paid; its supervisor lives.
 
     word   APP; STARTER, without which the node lives and could not answer any more; none: the node and all that it started
@@ -82,7 +82,7 @@ def killed(run: Run, site: str, word: str = "") -> Strike:
     return _without(run, site, number)
 
 
-def site_slow(run: Run, site: str) -> Strike:
+def site_slow(run: RunProbe, site: str) -> Strike:
     """The app lives, and its heartbeats come, but it gets next to no time until the round's deadline has passed."""
     run.charging(site)
     number = int(run.events("round_started")[-1]["round"])
@@ -98,7 +98,7 @@ def site_slow(run: Run, site: str) -> Strike:
 
 
 @contextlib.contextmanager
-def _held(run: Run, site: str) -> Generator[None]:
+def _held(run: RunProbe, site: str) -> Generator[None]:
     """A site's app works for 0.3 s in every 20 s: enough for a heartbeat, which Flower misses after 60 s."""
     over = threading.Event()
 
@@ -118,7 +118,7 @@ def _held(run: Run, site: str) -> Generator[None]:
         thread.join()
 
 
-def link_cut(run: Run, site: str, cable: Cable, seconds: float) -> Strike:
+def link_cut(run: RunProbe, site: str, cable: Cable, seconds: float) -> Strike:
     """The line between node and server, while the site trains."""
     run.charging(site)
     number = int(run.events("round_started")[-1]["round"])
@@ -135,7 +135,7 @@ def link_cut(run: Run, site: str, cable: Cable, seconds: float) -> Strike:
     return f"away for {seconds:g} s; " + _without(run, site, number)
 
 
-def site_absent(run: Run, site: str) -> Strike:
+def site_absent(run: RunProbe, site: str) -> Strike:
     """The node is ended, stays away for two rounds, and comes back."""
     run.net.stop(site)
     number = run.begin()
@@ -151,7 +151,7 @@ def site_absent(run: Run, site: str) -> Strike:
     )
 
 
-def unapproved(run: Run, site: str) -> Strike:
+def unapproved(run: RunProbe, site: str) -> Strike:
     """The hospital withdraws its approval of the code in the middle of a run, and gives it again."""
     data = bundle.build()
     approval.withdraw(run.net.work(site), bundle.sha256(data))
@@ -167,7 +167,7 @@ def unapproved(run: Run, site: str) -> Strike:
     )
 
 
-def revoked(run: Run, site: str) -> Strike:
+def revoked(run: RunProbe, site: str) -> Strike:
     """The coordinator revokes a site while it trains. Later its people make a new key, and are admitted again."""
     net = run.net
     run.charging(site)
@@ -184,7 +184,7 @@ def revoked(run: Run, site: str) -> Strike:
     return f"rounds {number} and {number + 1} without it, its own log says that it is not admitted" + BACK.format(again)
 
 
-def changed_file(run: Run, site: str) -> Strike:
+def changed_file(run: RunProbe, site: str) -> Strike:
     """The hospital lowers its cap below what the run asks for, in the middle of the run, and raises it again."""
     path = run.net.file(site)
     before = path.read_text()
@@ -199,7 +199,9 @@ def changed_file(run: Run, site: str) -> Strike:
     return f"refused by name, nothing charged: {reason}" + BACK.format(run.back(site, number))
 
 
-def bad_answer(run: Run, site: str, say: Callable[[messages.TrainReply], messages.TrainReply], because: str) -> Strike:
+def bad_answer(
+    run: RunProbe, site: str, say: Callable[[messages.TrainReply], messages.TrainReply], because: str
+) -> Strike:
     """A node with the site's own key answers as `say` makes it; the server must refuse and name it."""
     net, number = run.net, 0
     net.stop(site)
@@ -220,7 +222,7 @@ def bad_answer(run: Run, site: str, say: Callable[[messages.TrainReply], message
     return f"rejected: {reason}" + BACK.format(run.back(site, number))
 
 
-def disk_full(run: Run, site: str, fill: Path) -> Strike:
+def disk_full(run: RunProbe, site: str, fill: Path) -> Strike:
     """The disk of the hospital's ledger; `fill`: a file on it that may grow. The ledger may still have room in its last block."""
     begun = time.monotonic()
     try:
@@ -243,7 +245,7 @@ def disk_full(run: Run, site: str, fill: Path) -> Strike:
     return f"nothing was computed ({reason}); its log: {said[-1].split('ERROR')[-1].strip(' :')}" + BACK.format(again)
 
 
-def never_below(run: Run) -> str:
+def never_below(run: RunProbe) -> str:
     """After everything: what each ledger holds is at least what the server received; FederationError where it is not."""
     told = next(e for e in run.events("run_started"))["noise_multiplier"]
     step = Event(told, run.experiment.privacy.sampling_rate, run.experiment.training.steps)
@@ -253,7 +255,7 @@ def never_below(run: Run) -> str:
         different = {(e["round"], e["epsilon"]) for e in received}
         missing = [e["round"] for e in received if not run.charged(site, e["round"])]
         expect(not missing, f"{site} sent updates for rounds {missing} that its ledger does not hold")
-        charges = sum(d.name == run.name for d in ledger.draws(ledger.verify(ledger_of(run.net, site))))
+        charges = sum(d.name == run.name for d in ledger.draws(ledger.checked_records(ledger_of(run.net, site))))
         held = max((e["epsilon"] for e in received if e["epsilon"] is not None), default=math.inf)
         spent = epsilon([step] * len({number for number, _ in different}), run.experiment.privacy.delta)
         expect(
@@ -266,7 +268,7 @@ def never_below(run: Run) -> str:
     return "; ".join(said)
 
 
-def _without(run: Run, site: str, number: int) -> str:
+def _without(run: RunProbe, site: str, number: int) -> str:
     """A round that stood without the site, which then came back."""
     who = run.end(number)
     if site in who:
@@ -276,7 +278,7 @@ def _without(run: Run, site: str, number: int) -> str:
     return f"round {number} stood without it ({reason}), charged {run.charged(site, number)} times" + BACK.format(again)
 
 
-def _contributed(run: Run, number: int, who: list[str]) -> str:
+def _contributed(run: RunProbe, number: int, who: list[str]) -> str:
     """Who took part in a round; whoever did not is named, and comes back."""
     said = [f"{len(who)} of {len(run.net.sites)} sites contributed to round {number}"]
     for site in sorted(set(run.net.sites) - set(who)):
@@ -284,5 +286,5 @@ def _contributed(run: Run, number: int, who: list[str]) -> str:
     return ", ".join(said)
 
 
-def _seconds(run: Run, number: int) -> float:
+def _seconds(run: RunProbe, number: int) -> float:
     return float(run.events("round_finished", number)[0]["seconds"] - run.events("round_started", number)[0]["seconds"])

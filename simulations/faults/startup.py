@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from client.supernode import node
 from server.superlink import provision
-from server.superlink.federation import Federation
+from server.superlink.federation import FederationFile
 from shared import ports
 from shared.config.experiment import Experiment
 from shared.crypto import keys
@@ -115,7 +115,7 @@ def unknown_node(net: Loopback, site: str) -> str:
 def wrong_authority(net: Loopback, site: str) -> str:
     """A kit with the certificate authority of another federation."""
     other = net.folder / "others"
-    list(provision.provision(Federation(name="others", address=net.kit(site).address), other))
+    list(provision.provision(FederationFile(name="others", address=net.kit(site).address), other))
     with copy(net, site, "wrong-ca") as work:
         put_kit(work, net.kit(site).model_copy(update={"ca": (other / "ca.pem").read_text()}))
         return refusal(net, "wrong-ca", "certificate does not hold", *start_node(net, site, work))
@@ -180,5 +180,5 @@ def _late(net: Loopback) -> tuple[str, Path]:
         path.write_text(f"name: late\naddress: {address}\nlisten: 127.0.0.1\n")
         long_ago = keys.now() - datetime.timedelta(days=500)
         with patch.object(keys, "now", lambda: long_ago):
-            list(provision.provision(Federation(name="late", address=address), folder))
+            list(provision.provision(FederationFile(name="late", address=address), folder))
     return path.read_text().split()[3], folder

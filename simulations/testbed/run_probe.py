@@ -17,7 +17,7 @@ from simulations.testbed.loopback import Loopback, until
 PATIENCE_S = 480.0  # on a machine that is busy with other things
 
 
-class Run:
+class RunProbe:
     """A run that goes on: its record, read as it grows. `deadline_s` of its rounds bounds what is waited for."""
 
     def __init__(self, net: Loopback, experiment: Experiment) -> None:
@@ -65,7 +65,7 @@ class Run:
     def charged(self, site: str, number: int) -> int:
         """How often the site's ledger was charged for a round."""
         path = ledger_of(self.net, site)
-        drawn = ledger.draws(ledger.verify(path)) if path.exists() else []
+        drawn = ledger.draws(ledger.checked_records(path)) if path.exists() else []
         return sum((d.name, d.number) == (self.name, number) for d in drawn)
 
     def charging(self, site: str) -> None:

@@ -17,7 +17,7 @@ from client import app, dataset, private_statistics, reply_cache
 from client.deidentification import pseudonym
 from privacy import accounting, noisy_statistics
 from privacy.accounting import Event
-from privacy.ledger import verify
+from privacy.ledger import checked_records
 from privacy.noise import SecureRandom
 from shared import messages
 from shared.adapters.base import attach
@@ -162,7 +162,7 @@ def test_full_training_moves_the_network_too(site: Path) -> None:
 
 
 def charges(site: Path) -> int:
-    return sum(r["kind"] == "reserve" for r in verify(site / "ledger.jsonl"))
+    return sum(r["kind"] == "reserve" for r in checked_records(site / "ledger.jsonl"))
 
 
 def same(a: messages.TrainReply | messages.Refusal, b: messages.TrainReply | messages.Refusal) -> bool:

@@ -12,7 +12,7 @@ from client import budget, dataset
 from client.deidentification import pseudonym
 from privacy import accounting, filters
 from privacy.accounting import Event
-from privacy.ledger import verify
+from privacy.ledger import checked_records
 from shared.config.experiment import Experiment
 from shared.config.loading import validate
 from shared.config.site import Site
@@ -77,7 +77,7 @@ def test_a_cohort_made_with_an_unknown_key_counts_for_everybody(tmp_path: Path, 
     assert charge(settings, old, "bob") == spent(2)
     (old / "cohort" / dataset.COHORT_FILE).write_text(dataset.cohort_id(bytes(32)))
     assert charge(settings, old, "cid") == spent(3)
-    assert [r["members"] is None for r in verify(records / "ledger.jsonl")[1:]] == [False, True, True]
+    assert [r["members"] is None for r in checked_records(records / "ledger.jsonl")[1:]] == [False, True, True]
 
 
 @pytest.mark.parametrize("name", [dataset.KEY_FILE, "ledger.jsonl"])
@@ -98,9 +98,9 @@ def test_delta_follows_the_number_of_patients_unless_the_file_says_otherwise(tmp
     folder = work(tmp_path / "a")
     told = charge(site(), folder, *(f"p{i}" for i in range(10_001)))
     assert told == spent(1)  # at the experiment's delta: what travels does not tell the number
-    assert verify(folder / "ledger.jsonl")[-1]["epsilon"] == spent(1, 1e-6)
+    assert checked_records(folder / "ledger.jsonl")[-1]["epsilon"] == spent(1, 1e-6)
     charge(site(), folder, "p1")  # ten thousand patients fewer: what was promised is not weakened
-    assert verify(folder / "ledger.jsonl")[-1]["delta"] == 1e-6
+    assert checked_records(folder / "ledger.jsonl")[-1]["delta"] == 1e-6
 
 
 def test_a_refusal_does_not_tell_how_many_patients_there_are_and_says_how_to_mend(tmp_path: Path) -> None:

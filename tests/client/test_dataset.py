@@ -92,7 +92,7 @@ def test_nothing_is_charged_for_an_experiment_of_another_modality(tmp_path: Path
     dataset.save(dataset.Patient("p1", 0, np.zeros((4, 64, 64), np.uint8)), tmp_path / "cohort")
     dataset.register(SITE, tmp_path, image_size=64, classes=["a", "b"])
     experiment = EXPERIMENT.model_copy(update={"modality": "ct"})
-    asked = admission.Round(experiment, {}, 1, 3.0, {}, "request")
+    asked = admission.AdmittedRound(experiment, {}, 1, 3.0, {}, "request")
     with pytest.raises(PolicyError, match="the cohort is of mr, the experiment of ct"):
         admission.spend(asked, SITE, tmp_path, "run")
     assert not ledger.begun(tmp_path / dataset.LEDGER_FILE)

@@ -16,7 +16,7 @@ from client import dataset, doctor
 from client.deidentification import pseudonym
 from client.supernode import approval, connection, isolation, journal, node
 from privacy.accounting import Event
-from privacy.ledger import Ledger, Plan
+from privacy.ledger import Ledger, ReservedPlan
 from server.superlink import provision
 from server.superlink.serve import Doors, _start
 from shared import checks
@@ -60,7 +60,7 @@ def test_a_site_in_order_is_good_all_over(site: Site) -> None:
 def test_attack_07_a_ledger_that_is_gone_is_bad_and_not_a_new_one(site: Site, mark: str) -> None:
     path = site.data / dataset.LEDGER_FILE
     book = Ledger(path, cohort=dataset.cohort_id(site.data), cap=8.0, delta=1e-5)
-    drawn = book.draw(Plan("0" * 64, "t", ((Event(20.0, 1.0, 1),),)), 1, run="7")
+    drawn = book.draw(ReservedPlan("0" * 64, "t", ((Event(20.0, 1.0, 1),),)), 1, run="7")
     assert findings(site, site.data)["ledger"] == "good"
     path.unlink()
     if mark == "in the node's journal":

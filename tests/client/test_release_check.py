@@ -153,7 +153,7 @@ def site(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def ask(site: Path, proposed: np.ndarray, **spoil: Any) -> messages.Verdict | messages.Refusal:
+def ask(site: Path, proposed: np.ndarray, **spoil: Any) -> messages.Vote | messages.Refusal:
     model = weights.load_base("none", EXPERIMENT.model, EXPERIMENT.classes)
     tensors = {k: v.detach() for k, v in attach(model, "appearance").items()}
     held = HELD.reshape(-1, 16, 16)
@@ -173,8 +173,8 @@ def ask(site: Path, proposed: np.ndarray, **spoil: Any) -> messages.Verdict | me
 
 
 def test_one_bit_leaves_and_the_reasons_stay(site: Path) -> None:
-    assert ask(site, FRESH) == messages.Verdict("north", True)
-    assert ask(site, TRAIN.reshape(-1, 16, 16)) == messages.Verdict("north", False)
+    assert ask(site, FRESH) == messages.Vote("north", True)
+    assert ask(site, TRAIN.reshape(-1, 16, 16)) == messages.Vote("north", False)
     record = site / answers.RECORD
     lines = [json.loads(line) for line in record.read_text().splitlines()]
     assert [line.get("copies") for line in lines if "passed" in line] == [0, 24]
@@ -191,10 +191,10 @@ def test_the_number_of_answers_is_the_sites_own_and_survives_everything(
         patch.setattr(release_check, "judge", fail)
         with pytest.raises(KeyboardInterrupt):
             ask(site, FRESH)
-    assert ask(site, FRESH) == messages.Verdict("north", True), "the same question: counted once, answered now"
-    assert ask(site, TRAIN.reshape(-1, 16, 16)) == messages.Verdict("north", False)
+    assert ask(site, FRESH) == messages.Vote("north", True), "the same question: counted once, answered now"
+    assert ask(site, TRAIN.reshape(-1, 16, 16)) == messages.Vote("north", False)
     assert ask(site, FRESH[:5]) == messages.Refusal("north", "answers")
-    assert ask(site, FRESH) == messages.Verdict("north", True), "asked before: the same answer, not counted again"
+    assert ask(site, FRESH) == messages.Vote("north", True), "asked before: the same answer, not counted again"
     with (site / answers.RECORD).open("a") as file:
         file.write("torn")
     assert isinstance(ask(site, FRESH[:5]), messages.Refusal)
@@ -254,7 +254,7 @@ def test_attack_10_an_error_while_judging_is_a_no_and_not_a_third_answer(
         raise RuntimeError("JANE SMITH")
 
     monkeypatch.setattr(release_check, "check", fail)
-    assert ask(site, FRESH) == messages.Verdict("north", False)
+    assert ask(site, FRESH) == messages.Vote("north", False)
 
 
 def test_attack_10_answers_are_counted_for_the_people_and_not_for_a_work_folder(tmp_path: Path) -> None:
@@ -270,5 +270,5 @@ def test_attack_10_answers_are_counted_for_the_people_and_not_for_a_work_folder(
         for i, x_SHW in enumerate(TRAIN):
             dataset.save(Patient(f"p{i}", i % 2, x_SHW), work / "cohort")
         dataset.register(read(work / "site.yaml", Site), work, image_size=16, classes=tuple(EXPERIMENT.classes))
-        given += isinstance(ask(work, FRESH[: 5 + given]), messages.Verdict)
+        given += isinstance(ask(work, FRESH[: 5 + given]), messages.Vote)
     assert given == 1

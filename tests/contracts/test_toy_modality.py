@@ -154,7 +154,7 @@ def test_its_pictures_become_a_cohort_that_says_what_it_is(
     assert dataset.facts(tmp_path / "work").modality == "toy"
     said = manifest.load(tmp_path / "work" / "manifest.jsonl").header
     assert said["scaling"] == "from 0 to 4000" and "113102" not in str(said["options"])  # no face was removed
-    assert not verify.verify(tmp_path / "work", tmp_path / "data").findings
+    assert not verify.verify_folder(tmp_path / "work", tmp_path / "data").findings
 
 
 def test_its_files_are_rebuilt_and_judged_by_its_own_table(
@@ -165,7 +165,7 @@ def test_its_files_are_rebuilt_and_judged_by_its_own_table(
     run = ["deidentify", str(tmp_path / "data"), str(tmp_path / "out"), "--key", str(key), "--no-text-check"]
     cli.app([*run, "--modality", toy], standalone_mode=False)
     assert len(list((tmp_path / "out").glob("*.dcm"))) == 2
-    found = verify.verify(tmp_path / "out", tmp_path / "data").findings
+    found = verify.verify_folder(tmp_path / "out", tmp_path / "data").findings
     assert {finding.rule for finding in found} <= {"dciodvfy"}  # the toy's table lacks what PS3.3 demands of a real one
     assert not expected_attributes.shapes(CR, (), 0x00181150, b"IS") and expected_attributes.shapes(
         CR, (), 0x00280030, b"DS"

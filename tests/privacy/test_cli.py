@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 from privacy import filters, planning
 from privacy.accounting import Event, epsilon
 from privacy.cli import app
-from privacy.ledger import Ledger, Plan
+from privacy.ledger import Ledger, ReservedPlan
 from shared.errors import LedgerError, PrivacyError
 
 
@@ -93,7 +93,7 @@ def test_help_gives_an_example(words: list[str]) -> None:
 def path(tmp_path: Path) -> Path:
     book = Ledger(tmp_path / "ledger.jsonl", cohort="north", cap=8.0, delta=1e-5)
     for key, name in (("1" * 64, "demo [bold]"), ("2" * 64, "second \x1b[31m")):
-        book.draw(Plan(key, name, ((Event(4.0, 1.0, 4),), (Event(4.0, 0.5, 2),))), 1, run="7")
+        book.draw(ReservedPlan(key, name, ((Event(4.0, 1.0, 4),), (Event(4.0, 0.5, 2),))), 1, run="7")
     return book.path
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from privacy import accounting, filters
 from privacy.accounting import Event
-from privacy.ledger import Ledger, Plan
+from privacy.ledger import Ledger, ReservedPlan
 from shared.errors import BudgetExceeded, PrivacyError
 from simulations.benchmarks.adaptive_coordinator import best_epsilon
 
@@ -23,7 +23,7 @@ def admits(folder: Path, cap: float, events: tuple[Event, ...]) -> bool:
     book = Ledger(folder / "-".join(str(e.noise_multiplier) for e in events), cohort="north", cap=cap, delta=DELTA)
     try:
         for number, event in enumerate(events):
-            book.draw(Plan(f"{number:064x}", f"run-{number}", ((event,),)), 1, run=f"run-{number}")
+            book.draw(ReservedPlan(f"{number:064x}", f"run-{number}", ((event,),)), 1, run=f"run-{number}")
     except BudgetExceeded:
         return False
     return True

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from privacy import high_water, statement
 from privacy.accounting import Event
 from privacy.cli import app
-from privacy.ledger import Drawn, Ledger, Mark, Plan, accept, begun, verify
+from privacy.ledger import Drawn, Ledger, Mark, ReservedPlan, accept, begun, checked_records
 from shared.errors import LedgerError, PrivacyError
 
 DELTA, STEP = 1e-5, Event(20.0, 1.0, 1)
@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Path:
 
 def use(path: Path, *marks: Mark) -> Drawn:
     book = Ledger(path, cohort="north", cap=8.0, delta=DELTA, marks=marks)
-    return book.draw(Plan(secrets.token_hex(32), "demo", ((STEP,),)), 1, run="run-1")
+    return book.draw(ReservedPlan(secrets.token_hex(32), "demo", ((STEP,),)), 1, run="run-1")
 
 
 def two_bytes(path: Path) -> None:
@@ -61,7 +61,7 @@ def test_attack_07_a_cut_tail_is_no_refund_and_a_lost_ledger_is_not_a_new_one(
         use(path)
     cut(path)
     before = path.read_bytes() if path.exists() else None
-    for look in (lambda: use(path), lambda: verify(path)):
+    for look in (lambda: use(path), lambda: checked_records(path)):
         with pytest.raises(LedgerError):
             look()
     assert (path.read_bytes() if path.exists() else None) == before
@@ -85,11 +85,11 @@ def test_the_privacy_office_may_go_on_and_its_decision_shows_for_ever(path: Path
     assert "\n" not in str(error.value)
     assert accept(path, "Dr. Office", "the disk failed") == [lost]
     assert use(path, lost).mark == marked(path)  # whoever holds the lost mark goes on too
-    decided = [r for r in verify(path, [lost]) if r["kind"] == "accepted"]
+    decided = [r for r in checked_records(path, [lost]) if r["kind"] == "accepted"]
     assert [(r["who"], r["why"], r["lost"]) for r in decided] == [
         ("Dr. Office", "the disk failed", [{"records": lost.records, "hash": lost.hash}])
     ]
-    (said,) = statement.body(path, verify(path))["accepted"]
+    (said,) = statement.body(path, checked_records(path))["accepted"]
     assert (said["who"], said["why"]) == ("Dr. Office", "the disk failed")
     shown = CliRunner().invoke(app, ["ledger", "show", str(path)]).stdout
     assert "Dr. Office" in " ".join(shown.split())
@@ -104,7 +104,7 @@ def test_a_killed_writer_leaves_a_ledger_that_is_longer_than_its_mark_and_goes_o
     assert early is not None
     use(path)
     high_water.keep(path, early)
-    verify(path)
+    checked_records(path)
     assert use(path).mark.records == 4
 
 
@@ -127,12 +127,12 @@ def test_a_mark_that_is_damaged_or_gone_stops_the_work_until_it_is_accepted(path
         high_water.file_of(path).unlink()
     else:
         high_water.file_of(path).write_bytes(content)
-    for look in (lambda: use(path), lambda: verify(path)):
+    for look in (lambda: use(path), lambda: checked_records(path)):
         with pytest.raises(LedgerError, match=r"ledger\.mark"):
             look()
     assert accept(path, "me", "so") == []
     use(path)
-    verify(path)
+    checked_records(path)
 
 
 @pytest.mark.parametrize("everything", [False, True])
@@ -146,7 +146,7 @@ def test_a_mark_from_elsewhere_shows_what_was_rolled_back_together_with_its_own(
     else:
         path.write_bytes(before)
         high_water.file_of(path).write_bytes(mark_before)
-    for look in (lambda: use(path, elsewhere), lambda: verify(path, [elsewhere])):
+    for look in (lambda: use(path, elsewhere), lambda: checked_records(path, [elsewhere])):
         with pytest.raises(LedgerError, match=str(elsewhere)):
             look()
     words = ["ledger", "accept", str(path), "--who", "me", "--why", "so", "--mark", str(elsewhere)]
@@ -223,5 +223,5 @@ def test_a_mark_that_cannot_be_written_stops_the_work_and_the_record_counts(
     with pytest.raises(LedgerError, match="nothing may be computed"):
         use(path)
     monkeypatch.undo()
-    assert len(verify(path)) == 3
+    assert len(checked_records(path)) == 3
     use(path)

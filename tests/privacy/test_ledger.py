@@ -15,7 +15,7 @@ import pytest
 
 from privacy import accounting, filters, high_water, ledger_file
 from privacy.accounting import Event
-from privacy.ledger import Ledger, Mark, Plan, delta_now, delta_of, draws, verify
+from privacy.ledger import Ledger, Mark, ReservedPlan, checked_records, delta_now, delta_of, draws
 from shared.errors import BudgetExceeded, LedgerError, PrivacyError
 from shared.journal import chain
 
@@ -39,9 +39,9 @@ def opened(path: Path, **changes: object) -> Ledger:
     return Ledger(path, **({"cohort": "north", "cap": 8.0, "delta": DELTA} | changes))  # type: ignore[arg-type]
 
 
-def plan(*rounds: Event, key: str = "", name: str = "demo") -> Plan:
+def plan(*rounds: Event, key: str = "", name: str = "demo") -> ReservedPlan:
     """One event a round. Without a key, another plan than all others."""
-    return Plan(key or secrets.token_hex(32), name, tuple((event,) for event in rounds))
+    return ReservedPlan(key or secrets.token_hex(32), name, tuple((event,) for event in rounds))
 
 
 def reserve(book: Ledger, event: Event = STEP) -> float:
@@ -76,15 +76,15 @@ def test_pain09_epsilon_composes_every_run_whatever_its_noise_and_rate(path: Pat
     book = opened(path)
     assert book.epsilon() == 0
     told = [reserve(opened(path), event) for event in events]
-    assert [e for d in draws(verify(path)) for e in d.events] == events
+    assert [e for d in draws(checked_records(path)) for e in d.events] == events
     assert told == [filters.epsilon([[e] for e in events[: i + 1]], DELTA) for i in range(3)]
     assert book.epsilon() == told[-1]
-    assert [r["epsilon"] for r in verify(path)[1:]] == told
+    assert [r["epsilon"] for r in checked_records(path)[1:]] == told
 
 
 def test_pain10_what_would_pass_the_cap_is_refused_in_one_line_and_nothing_is_written(path: Path) -> None:
     book = opened(path, cap=1.0)
-    while (after := spent(len(draws(verify(path))) + 1)) <= 1.0:
+    while (after := spent(len(draws(checked_records(path))) + 1)) <= 1.0:
         assert reserve(book) == after
     before = path.read_bytes()
     with pytest.raises(BudgetExceeded) as error:
@@ -133,8 +133,8 @@ def test_a_smaller_delta_counts_everything_on_record_anew_and_each_record_keeps_
     book = opened(path, delta=1e-7)
     assert book.epsilon() == accounting.epsilon([STEP], 1e-7) > first
     assert reserve(book) == spent(2, 1e-7)
-    assert [r["delta"] for r in verify(path)[1:]] == [DELTA, 1e-7]
-    assert (delta_of(path), delta_now(verify(path))) == (DELTA, 1e-7)
+    assert [r["delta"] for r in checked_records(path)[1:]] == [DELTA, 1e-7]
+    assert (delta_of(path), delta_now(checked_records(path))) == (DELTA, 1e-7)
     with pytest.raises(BudgetExceeded):
         reserve(opened(path, cap=spent(3), delta=1e-7))
     assert reserve(opened(path, cap=spent(3))) == spent(3)
@@ -143,7 +143,7 @@ def test_a_smaller_delta_counts_everything_on_record_anew_and_each_record_keeps_
 def test_the_hospital_may_change_its_cap_and_each_record_keeps_its_own(path: Path) -> None:
     reserve(opened(path, cap=4.0))
     reserve(opened(path, cap=6.0))
-    assert [r["cap"] for r in verify(path)[1:]] == [4.0, 6.0]
+    assert [r["cap"] for r in checked_records(path)[1:]] == [4.0, 6.0]
 
 
 @pytest.mark.parametrize("changes", [{"cap": 0.0}, {"cap": -1.0}, {"cap": math.nan}, {"delta": 0.0}])
@@ -163,7 +163,7 @@ def test_a_flipped_byte_at_any_position_is_found_and_its_record_named(path: Path
         for bit in range(8) if position % 25 == 0 or good[position] == 10 else [rng.randrange(8)]:
             path.write_bytes(good[:position] + bytes([good[position] ^ (1 << bit)]) + good[position + 1 :])
             with pytest.raises(LedgerError, match=rf"record {number} "):
-                verify(path)
+                checked_records(path)
             if position % 50 == 0:
                 with pytest.raises(LedgerError, match=rf"record {number} "):
                     reserve(book)
@@ -177,7 +177,7 @@ def test_removed_swapped_repeated_or_inserted_records_are_found(path: Path) -> N
     for lines in ([a, c, d], [a, c, b, d], [a, b, b, c, d], [b, c, d], [a, b, b"{}\n", c], [a, b, b"\n", c], [a, a]):
         path.write_bytes(b"".join(lines))
         with pytest.raises(LedgerError, match="record"):
-            verify(path)
+            checked_records(path)
 
 
 def test_a_record_that_is_well_chained_but_no_event_is_found(path: Path) -> None:
@@ -185,13 +185,13 @@ def test_a_record_that_is_well_chained_but_no_event_is_found(path: Path) -> None
     body = {"kind": "reserve", "noise_multiplier": -1.0, "sampling_rate": 1.0, "steps": 1}
     path.write_bytes(path.read_bytes() + chain.line(body, records[-1]))
     with pytest.raises(LedgerError, match="record 1 is damaged"):
-        verify(path)
+        checked_records(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"not a ledger", b'{"kind":"header"}\n'])
 def test_a_file_that_is_no_ledger_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    for use in (lambda: verify(path), lambda: opened(path)):
+    for use in (lambda: checked_records(path), lambda: opened(path)):
         with pytest.raises(LedgerError):
             use()
     assert path.read_bytes() == content
@@ -199,7 +199,7 @@ def test_a_file_that_is_no_ledger_is_refused(path: Path, content: bytes) -> None
 
 def test_a_missing_ledger_or_folder_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="No such file"):
-        verify(tmp_path / "none.jsonl")
+        checked_records(tmp_path / "none.jsonl")
     with pytest.raises(LedgerError, match="No such file"):
         opened(tmp_path / "none" / "ledger.jsonl")
     book = opened(tmp_path / "ledger.jsonl")
@@ -212,13 +212,13 @@ def test_a_torn_last_line_is_set_aside_recorded_and_the_rest_still_counts(path: 
     reserve(opened(path))
     reserve(opened(path))
     for keep in (1, 20, -2):
-        torn = chain.line({"kind": "reserve", **STEP.to_dict()}, verify(path)[-1])[:keep]
+        torn = chain.line({"kind": "reserve", **STEP.to_dict()}, checked_records(path)[-1])[:keep]
         path.write_bytes(path.read_bytes() + torn)
         with pytest.raises(LedgerError, match="torn"):
-            verify(path)
+            checked_records(path)
         book = opened(path)
         assert book.epsilon() == spent(2)
-        repair = verify(path)[-1]
+        repair = checked_records(path)[-1]
         assert (repair["kind"], repair["torn_bytes"]) == ("repair", len(torn))
         assert (path.parent / repair["torn_file"]).read_bytes() == torn
     assert len(list(path.parent.glob("*.torn-*"))) == 3
@@ -229,16 +229,16 @@ def test_zeros_left_by_a_power_cut_are_set_aside(path: Path) -> None:
     reserve(opened(path))
     path.write_bytes(path.read_bytes() + bytes(4096))
     assert opened(path).epsilon() == spent(1)
-    verify(path)
+    checked_records(path)
 
 
 def test_a_last_record_that_only_lost_its_newline_counts(path: Path) -> None:
     reserve(opened(path))
     path.write_bytes(path.read_bytes()[:-1])
-    assert len(verify(path)) == 2
+    assert len(checked_records(path)) == 2
     assert opened(path).epsilon() == spent(1)
     assert reserve(opened(path)) == spent(2)
-    assert len(verify(path)) == 3
+    assert len(checked_records(path)) == 3
 
 
 def test_pain19_a_full_disk_stops_the_work(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +248,7 @@ def test_pain19_a_full_disk_stops_the_work(path: Path, monkeypatch: pytest.Monke
         reserve(book)
     monkeypatch.undo()
     assert reserve(opened(path)) == spent(1)
-    assert verify(path)[1]["kind"] == "repair"
+    assert checked_records(path)[1]["kind"] == "repair"
 
 
 def test_a_failed_sync_stops_the_work_and_still_counts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +305,7 @@ def test_writers_in_many_processes_lose_nothing_and_never_pass_the_cap_together(
     children = [_in_child(work) for _ in range(3)]
     for child in children:
         os.waitpid(child, 0)
-    assert len(verify(path)) == 1 + fits
+    assert len(checked_records(path)) == 1 + fits
     assert opened(path).epsilon() == spent(fits)
 
 
@@ -314,7 +314,7 @@ def test_ledgers_created_at_the_same_moment_are_one_ledger(path: Path) -> None:
     children = [_in_child(lambda: reserve(opened(path)) and None) for _ in range(6)]
     for child in children:
         os.waitpid(child, 0)
-    assert [r["kind"] for r in verify(path)] == ["header"] + ["reserve"] * 6
+    assert [r["kind"] for r in checked_records(path)] == ["header"] + ["reserve"] * 6
     assert sorted(p.name for p in path.parent.iterdir()) == [path.name, "ledger.mark"]
 
 
@@ -337,7 +337,7 @@ def test_after_a_kill_at_any_moment_the_record_covers_what_was_released(path: Pa
         os.waitpid(child, 0)
         steps = released.stat().st_size
         assert opened(path, cap=1e6).epsilon() >= spent(steps)  # the next run starts
-        reservations = len(draws(verify(path)))  # and the chain is whole
+        reservations = len(draws(checked_records(path)))  # and the chain is whole
         assert steps <= reservations <= steps + 40
     assert steps > 0
 
@@ -359,7 +359,7 @@ def test_a_kill_inside_the_write_leaves_a_ledger_that_starts_again(path: Path, w
 
     os.waitpid(_in_child(work), 0)
     assert opened(path).epsilon() == spent(2 if written == 10_000 else 1)
-    verify(path)
+    checked_records(path)
 
 
 @pytest.mark.parametrize("stop", ["write_new", "truncate", "append"])
@@ -378,7 +378,7 @@ def test_a_crash_during_the_repair_is_repaired_too(path: Path, stop: str, monkey
         opened(path)
     monkeypatch.undo()
     assert opened(path).epsilon() == spent(1)
-    verify(path)
+    checked_records(path)
 
 
 def test_long_words_in_a_reservation_are_refused(path: Path) -> None:
@@ -390,14 +390,14 @@ def test_long_words_in_a_reservation_are_refused(path: Path) -> None:
 
 def test_words_in_any_script_survive(path: Path) -> None:
     opened(path, cohort="hôpital-北").draw(plan(STEP, name="Über\u2028"), 1, run='a"b\n')
-    assert verify(path)[1]["run"] == 'a"b\n'
+    assert checked_records(path)[1]["run"] == 'a"b\n'
     assert path.read_bytes().count(b"\n") == 2
 
 
 def test_only_an_infinite_cap_admits_work_without_noise_and_its_record_says_null(tmp_path: Path) -> None:
     book = Ledger(tmp_path / "ledger.jsonl", cohort="c", cap=math.inf, delta=1e-5)
     assert reserve(book, Event(0.0, 1.0, 3)) == math.inf
-    last = verify(tmp_path / "ledger.jsonl")[-1]
+    last = checked_records(tmp_path / "ledger.jsonl")[-1]
     assert last["epsilon"] is None
     assert last["cap"] is None
     with pytest.raises(BudgetExceeded):
@@ -412,9 +412,9 @@ def test_a_run_is_reserved_whole_and_its_rounds_cost_nothing_more(path: Path) ->
     three = plan(STEP, STEP, STEP, key=RUN)
     told = [book.draw(three, number, run="1") for number in (1, 3, 2)]
     assert {t.epsilon for t in told} == {t.spent for t in told} == {accounting.epsilon([STEP] * 3, DELTA)}
-    assert [r["kind"] for r in verify(path)[1:]] == ["reserve", "draw", "draw"]
-    assert [t.mark for t in told] == [Mark(n, verify(path)[n - 1]["hash"]) for n in (2, 3, 4)]
-    assert [(d.key, d.number, d.run, d.events) for d in draws(verify(path))] == [
+    assert [r["kind"] for r in checked_records(path)[1:]] == ["reserve", "draw", "draw"]
+    assert [t.mark for t in told] == [Mark(n, checked_records(path)[n - 1]["hash"]) for n in (2, 3, 4)]
+    assert [(d.key, d.number, d.run, d.events) for d in draws(checked_records(path))] == [
         (RUN, n, "1", (STEP,)) for n in (1, 3, 2)
     ]
 
@@ -423,10 +423,10 @@ def test_a_round_that_was_drawn_is_charged_again_and_so_is_a_run_that_begins_aga
     book, two = opened(path), plan(STEP, STEP, key=RUN)
     for number, run in ((1, "1"), (1, "1"), (2, "1"), (2, "1"), (2, "2"), (1, "2"), (2, "2"), (1, "2")):
         told = book.draw(two, number, run=run)
-    kinds = [(r["kind"], len(r.get("rounds", [])), "retry_of" in r) for r in verify(path)[1:]]
+    kinds = [(r["kind"], len(r.get("rounds", [])), "retry_of" in r) for r in checked_records(path)[1:]]
     whole, drawn, retry = ("reserve", 2, False), ("draw", 0, False), ("reserve", 1, True)
     assert kinds == [whole, retry, drawn, retry, retry, whole, drawn, retry]
-    assert len(draws(verify(path))) == 8  # one for each update that may have left
+    assert len(draws(checked_records(path))) == 8  # one for each update that may have left
     assert told.spent == accounting.epsilon([STEP] * (2 * 2 + 4), DELTA)
     assert told.epsilon == filters.epsilon([[STEP] * n for n in (2, 1, 1, 1, 2, 1)], DELTA)
 
@@ -462,16 +462,16 @@ def test_rounds_reserved_under_a_cap_that_the_hospital_lowered_are_refused(path:
     opened(path).draw(plan(STEP, STEP, key=RUN), 1, run="1")
     with pytest.raises(BudgetExceeded):
         opened(path, cap=spent(1)).draw(plan(STEP, STEP, key=RUN), 2, run="1")
-    assert len(draws(verify(path))) == 1
+    assert len(draws(checked_records(path))) == 1
 
 
 @pytest.mark.parametrize("key", ["", "A" * 64, "a" * 63, 7])
 def test_a_plan_that_is_none_is_refused(key: object) -> None:
     with pytest.raises(PrivacyError):
-        Plan(key, "demo", ((STEP,),))  # type: ignore[arg-type]
+        ReservedPlan(key, "demo", ((STEP,),))  # type: ignore[arg-type]
     for rounds in ((), ((),), ((STEP,) * 17,), ((STEP,),) * 10_001):
         with pytest.raises(PrivacyError):
-            Plan(RUN, "demo", rounds)
+            ReservedPlan(RUN, "demo", rounds)
 
 
 @pytest.mark.parametrize(
@@ -490,8 +490,8 @@ def test_a_plan_that_is_none_is_refused(key: object) -> None:
 )
 def test_records_that_are_well_chained_but_say_nothing_sensible_are_found(path: Path, body: dict) -> None:
     opened(path).draw(plan(STEP, STEP, key=RUN), 1, run="1")
-    path.write_bytes(path.read_bytes() + chain.line({"time": "", **body}, verify(path)[-1]))
-    for use in (lambda: verify(path), lambda: opened(path)):
+    path.write_bytes(path.read_bytes() + chain.line({"time": "", **body}, checked_records(path)[-1]))
+    for use in (lambda: checked_records(path), lambda: opened(path)):
         with pytest.raises(LedgerError, match="record 2 is damaged"):
             use()
 
@@ -519,16 +519,18 @@ OLD = (
 def test_a_ledger_of_the_older_version_is_read_counts_and_goes_on_in_the_new_form(path: Path) -> None:
     path.write_text(OLD)
     old = [[Event(4.0, 1.0, 4)]] * 2
-    assert [(d.name, d.number, d.run) for d in draws(verify(path))] == [
+    assert [(d.name, d.number, d.run) for d in draws(checked_records(path))] == [
         ("demo, round 1", 1, "17"),
         ("demo, round 2", 1, "17"),
     ]
     assert not high_water.file_of(path).exists()
     book = opened(path)
-    assert high_water.load(path) == high_water.Kept(high_water.now(verify(path)))  # it gets its mark at the next use
+    assert high_water.load(path) == high_water.Kept(
+        high_water.now(checked_records(path))
+    )  # it gets its mark at the next use
     assert book.epsilon() == filters.epsilon(old, DELTA)
     told = book.draw(plan(STEP, key=RUN), 1, run="18")
     assert told.epsilon == filters.epsilon([*old, [STEP]], DELTA)
     assert told.spent == accounting.epsilon([*old[0] * 2, STEP], DELTA)
     assert path.read_text().startswith(OLD)
-    assert (told.mark.records, verify(path)[-1]["key"]) == (4, RUN)
+    assert (told.mark.records, checked_records(path)[-1]["key"]) == (4, RUN)

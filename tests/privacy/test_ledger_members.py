@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from privacy import accounting, filters, ledger, ledger_members, reservations
 from privacy.accounting import Event
 from privacy.cli import app
-from privacy.ledger import Ledger, Plan, counted, verify
+from privacy.ledger import Ledger, ReservedPlan, checked_records, counted
 from shared.errors import BudgetExceeded, LedgerError, PrivacyError
 from shared.journal import chain
 
@@ -35,9 +35,9 @@ def reserve(path: Path, members: str | Collection[str] | None, *, apart: bool = 
     return book.draw(plan(), 1, run="r", members=members).epsilon
 
 
-def plan(*more: Event) -> Plan:
+def plan(*more: Event) -> ReservedPlan:
     """Another than all others."""
-    return Plan(secrets.token_hex(32), "p", ((STEP, *more),))
+    return ReservedPlan(secrets.token_hex(32), "p", ((STEP, *more),))
 
 
 def spent(count: int) -> float:
@@ -45,7 +45,7 @@ def spent(count: int) -> float:
 
 
 def total(path: Path) -> float:
-    records = verify(path)
+    records = checked_records(path)
     return counted(ledger_members.counted(path, records, reservations.read(records)[0]), DELTA)
 
 
@@ -91,7 +91,7 @@ def test_a_reservation_without_a_list_counts_for_everybody(path: Path, order: tu
 def test_a_ledger_of_an_older_version_counts_for_everybody(path: Path) -> None:
     Ledger(path, cohort="key", cap=8.0, delta=DELTA)
     body = {"kind": "reserve", **STEP.to_dict(), "run": "r", "purpose": "p", "epsilon": spent(1), "cap": 8.0}
-    path.write_bytes(path.read_bytes() + chain.line(body, verify(path)[-1]))
+    path.write_bytes(path.read_bytes() + chain.line(body, checked_records(path)[-1]))
     assert total(path) == spent(1)
     assert reserve(path, NORTH) == spent(2)
     assert reserve(path, SOUTH) == spent(2)
@@ -146,7 +146,7 @@ def test_a_list_is_named_by_what_it_holds_in_the_chain_and_is_for_its_owner_alon
     reserve(path, ["bob", "ann", "bob"])
     reserve(path, {"ann", "bob"})
     (file,) = ledger_members.folder(path).iterdir()
-    assert [r["members"] for r in verify(path)[1:]] == [file.stem, file.stem]
+    assert [r["members"] for r in checked_records(path)[1:]] == [file.stem, file.stem]
     assert file.stem in ledger_members.groups_file(path).read_text()
     assert not {"ann", "bob"} & set(re.findall("[a-z]+", ledger_members.groups_file(path).read_text()))
     assert ledger_members.groups_file(path).stat().st_mode & 0o077 == 0
@@ -156,7 +156,7 @@ def test_a_list_is_named_by_what_it_holds_in_the_chain_and_is_for_its_owner_alon
     assert "ann" not in path.read_text()
     path.write_bytes(path.read_bytes().replace(file.stem.encode(), b"0" * 64, 1))
     with pytest.raises(LedgerError, match="record 1 "):
-        verify(path)
+        checked_records(path)
 
 
 def test_verify_says_how_many_reservations_count_for_everybody(path: Path) -> None:
@@ -164,7 +164,7 @@ def test_verify_says_how_many_reservations_count_for_everybody(path: Path) -> No
     reserve(path, SOUTH)
     told = CliRunner().invoke(app, ["ledger", "verify", str(path)]).stdout
     assert "counted for everybody" not in told
-    (ledger_members.folder(path) / f"{verify(path)[1]['members']}.txt").unlink()
+    (ledger_members.folder(path) / f"{checked_records(path)[1]['members']}.txt").unlink()
     ledger_members.keep(path, BOTH)
     told = CliRunner().invoke(app, ["ledger", "verify", str(path)]).stdout
     assert "counted for everybody" in told and told.rstrip().endswith(": 1 reservation")
@@ -183,7 +183,7 @@ def test_what_comes_next_is_refused_before_the_first_is_charged(path: Path) -> N
     book = Ledger(path, cohort="key", cap=spent(2), delta=DELTA)
     with pytest.raises(BudgetExceeded):
         book.draw(plan(STEP, STEP), 1, run="r")
-    assert len(verify(path)) == 1
+    assert len(checked_records(path)) == 1
     assert book.draw(plan(STEP), 1, run="r").epsilon == accounting.epsilon([STEP, STEP], DELTA)
 
 
@@ -195,7 +195,7 @@ def test_what_travels_is_told_at_the_other_delta_and_the_cap_holds_at_the_ledger
     assert "1e-07" not in str(error.value)
     book = Ledger(path, cohort="key", cap=8.0, delta=1e-7)
     assert book.draw(plan(), 1, run="r", told_delta=DELTA).epsilon == spent(1)
-    assert verify(path)[-1]["epsilon"] == accounting.epsilon([STEP], 1e-7)
+    assert checked_records(path)[-1]["epsilon"] == accounting.epsilon([STEP], 1e-7)
 
 
 @settings(max_examples=25, deadline=None)
@@ -228,12 +228,12 @@ def test_no_patient_ever_passes_the_cap_whatever_the_cohorts(
 
 
 def found(path: Path) -> list[dict[str, object]]:
-    return ledger.verify(path) if path.exists() else []
+    return ledger.checked_records(path) if path.exists() else []
 
 
 def test_a_cohort_that_changes_within_a_run_counts_the_whole_plan_for_who_came_and_for_who_left(path: Path) -> None:
     book = Ledger(path, cohort="key", cap=8.0, delta=DELTA, separate_cohorts=True)
-    two = Plan("a" * 64, "p", ((STEP,), (STEP,)))
+    two = ReservedPlan("a" * 64, "p", ((STEP,), (STEP,)))
     whole = accounting.epsilon([STEP, STEP], DELTA)
     assert book.draw(two, 1, run="r", members=NORTH).epsilon == whole
     assert reserve(path, SOUTH) == spent(1)
@@ -246,7 +246,7 @@ def test_a_cohort_that_changes_within_a_run_counts_the_whole_plan_for_who_came_a
 def test_a_change_of_cohort_within_a_run_is_refused_where_the_plan_does_not_fit_for_who_came(path: Path) -> None:
     whole = accounting.epsilon([STEP, STEP], DELTA)
     book = Ledger(path, cohort="key", cap=whole, delta=DELTA, separate_cohorts=True)
-    two = Plan("a" * 64, "p", ((STEP,), (STEP,)))
+    two = ReservedPlan("a" * 64, "p", ((STEP,), (STEP,)))
     book.draw(two, 1, run="r", members=NORTH)
     reserve(path, SOUTH, cap=whole)
     with pytest.raises(BudgetExceeded):

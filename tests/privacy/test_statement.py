@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from privacy import filters, high_water, statement
 from privacy.accounting import Event, epsilon
 from privacy.cli import app
-from privacy.ledger import Ledger, Plan, verify
+from privacy.ledger import Ledger, ReservedPlan, checked_records
 from shared.crypto import signing
 from shared.errors import FedsynthError, LedgerError, SignatureError
 
@@ -31,8 +31,8 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def plan(event: Event = STEP, name: str = "demo") -> Plan:
-    return Plan(secrets.token_hex(32), name, ((event,), (event,)))
+def plan(event: Event = STEP, name: str = "demo") -> ReservedPlan:
+    return ReservedPlan(secrets.token_hex(32), name, ((event,), (event,)))
 
 
 def run(*words: str | Path) -> Result:
@@ -70,9 +70,9 @@ def test_a_statement_says_what_was_spent_and_names_nobody(path: Path, exported: 
     ] * 3
     assert [p["drawn"] for p in said["plans"]] == [[{"round": 1, "run": run}] for run in ("first", "second", "third")]
     assert [p["events"] for p in said["plans"]] == [[{**STEP.to_dict(), "steps": 2}]] * 3
-    assert (said["records"], said["last_hash"]) == (4, verify(path)[-1]["hash"])
+    assert (said["records"], said["last_hash"]) == (4, checked_records(path)[-1]["hash"])
     assert said["software"].startswith("fedsynth ")
-    for name in ("ann", "bob", "cid", verify(path)[1]["members"]):
+    for name in ("ann", "bob", "cid", checked_records(path)[1]["members"]):
         assert name not in exported.read_text()
     assert stat.S_IMODE(path.with_name("office.pem").stat().st_mode) == 0o600
 
@@ -102,7 +102,7 @@ def test_a_ledger_that_grew_still_carries_its_statement_and_one_that_was_cut_or_
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:3]))  # a whole record cut from the end, and its mark set back as well
     high_water.keep(path, high_water.Kept(high_water.now([json.loads(line) for line in lines[:3]])))
-    verify(path)
+    checked_records(path)
     assert "was cut" in fails(LedgerError, "check-statement", exported, "--ledger", path)
     path.write_bytes(b"".join(lines).replace(b'"steps":1', b'"steps":2', 1))
     assert "record 1 is damaged" in fails(LedgerError, "check-statement", exported, "--ledger", path)
@@ -115,7 +115,7 @@ def test_a_statement_that_is_signed_but_does_not_follow_from_the_ledger_is_found
     path: Path, key: str, value: object
 ) -> None:
     signer = signing.load_or_make(path.with_name("office.pem"))
-    said = statement.body(path, verify(path)) | {key: value}
+    said = statement.body(path, checked_records(path)) | {key: value}
     path.with_name("false.json").write_bytes(signing.seal(signer, said))
     assert run("check-statement", path.with_name("false.json")).exit_code == 0
     assert key in fails(LedgerError, "check-statement", path.with_name("false.json"), "--ledger", path)
@@ -160,7 +160,7 @@ def test_a_rehearsal_without_noise_is_infinite_in_every_command(tmp_path: Path) 
 
 @pytest.mark.parametrize("epsilon_said", [1.0, 0.5])
 def test_a_statement_of_the_older_version_is_still_checked(path: Path, epsilon_said: float) -> None:
-    now = statement.body(path, verify(path))
+    now = statement.body(path, checked_records(path))
     signer = signing.load_or_make(path.with_name("office.pem"))
     old = {key: now[key] for key in ("kind", "time", *statement.FOLLOWS)}
     old |= {"version": 1, "epsilon": now["spent"] * epsilon_said, "runs": [], "groups": []}

@@ -14,7 +14,7 @@ from client.supernode import node
 from server import finalize
 from server import journal as ours
 from server.events import Events, read
-from server.release.gate import Verdict
+from server.release.gate import Decision
 from server.release.quality import Check
 from server.superlink import jobs, provision
 from shared.config.experiment import Experiment
@@ -44,7 +44,7 @@ def test_who_was_admitted_and_shut_out_is_on_record_with_the_key(folder: Path) -
     _, _, approved, revoked = journal.read(folder)
     member = provision.members(folder)[0]
     assert approved["key"] == revoked["key"] == member.fingerprint
-    assert verifier.verify(folder).state == "whole"
+    assert verifier.verify_journal(folder).state == "whole"
 
 
 def test_nobody_is_admitted_and_nothing_is_run_while_the_journal_is_damaged(
@@ -110,7 +110,7 @@ def test_a_decision_about_a_release_is_on_record_before_anything_is_published(tm
         ((good, bad), "public data"),
         ((unprivate,), "I insist"),
     ):
-        finalize._decided(tmp_path, Verdict(checks, "", forced))
+        finalize._decided(tmp_path, Decision(checks, "", forced))
     entries = journal.read(tmp_path / "server")
     assert [(e["kind"], e.get("failed"), e.get("reason", "")[:11]) for e in entries] == [
         ("release_passed", None, ""),

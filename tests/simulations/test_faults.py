@@ -13,14 +13,14 @@ import pytest
 from simulations.benchmarks.faults import SITE, experiment, finish, through_a_cable
 from simulations.faults import running, startup
 from simulations.testbed.loopback import federation
-from simulations.testbed.run_probe import Run
+from simulations.testbed.run_probe import RunProbe
 from simulations.testbed.tcp_proxy import Cable
 
 pytestmark = pytest.mark.in_order
 
 
 @pytest.fixture(scope="module")
-def struck(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Cable]]:
+def struck(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunProbe, Cable]]:
     folder = tmp_path_factory.mktemp("faults")
     settings = experiment(deadline_s=60.0, sites=3)
     with federation(folder, settings, **SITE) as net:
@@ -29,13 +29,13 @@ def struck(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Cabl
         for site in net.sites:
             net.join(site)
         net.want(settings)
-        run = Run(net, settings)
+        run = RunProbe(net, settings)
         run.back(net.sites[0], 0)
         yield run, cable
 
 
 def test_pain02_after_a_killed_app_a_killed_node_and_a_cut_link_the_round_stands_and_all_come_back(
-    struck: tuple[Run, Cable],
+    struck: tuple[RunProbe, Cable],
 ) -> None:
     run, cable = struck
     one, two, three = run.net.sites
@@ -51,7 +51,7 @@ def test_pain02_after_a_killed_app_a_killed_node_and_a_cut_link_the_round_stands
     assert running.never_below(run)
 
 
-def test_a_node_that_cannot_start_its_app_any_more_starts_anew(struck: tuple[Run, Cable]) -> None:
+def test_a_node_that_cannot_start_its_app_any_more_starts_anew(struck: tuple[RunProbe, Cable]) -> None:
     """It would take work, and never answer."""
     run, _ = struck
     strike = running.killed(run, run.net.sites[0], running.STARTER)
@@ -59,7 +59,7 @@ def test_a_node_that_cannot_start_its_app_any_more_starts_anew(struck: tuple[Run
     assert finish(strike)
 
 
-def test_a_killed_server_goes_on_after_its_last_round(struck: tuple[Run, Cable]) -> None:
+def test_a_killed_server_goes_on_after_its_last_round(struck: tuple[RunProbe, Cable]) -> None:
     run, _ = struck
     strike = running.server_killed(run)
     next(strike)
@@ -67,6 +67,6 @@ def test_a_killed_server_goes_on_after_its_last_round(struck: tuple[Run, Cable])
     assert running.never_below(run)
 
 
-def test_a_clock_that_is_wrong_is_refused_in_one_line(struck: tuple[Run, Cable]) -> None:
+def test_a_clock_that_is_wrong_is_refused_in_one_line(struck: tuple[RunProbe, Cable]) -> None:
     run, _ = struck
     assert "clock" in startup.wrong_clock(run.net, run.net.sites[0])

@@ -97,8 +97,8 @@ def test_both_sides_journals_are_whole_and_tell_the_same_story(net: Loopback) ->
         asked = next(e for e in journal.read(net.work(name)) if e["kind"] == "asked")
         for what in ("bundle", "configuration"):
             assert asked[what] == ours["run_launched"][what], "the site ran what the coordinator says that it sent"
-        assert verifier.verify(net.work(name)).state == "whole"
-    assert verifier.verify(net.federation).state == "whole"
+        assert verifier.verify_journal(net.work(name)).state == "whole"
+    assert verifier.verify_journal(net.federation).state == "whole"
 
 
 def test_outside_there_is_the_nodes_door_and_nothing_else(net: Loopback) -> None:

@@ -19,14 +19,14 @@ import numpy as np
 
 from server.evaluation.evaluate import Heldout
 from server.metrics.base import Description, describe
-from server.release.cards import Statement
-from server.release.gate import Verdict
+from server.release.cards import ReleaseStatement
+from server.release.gate import Decision
 from server.summary import Measured, Summary, read_summary
 from shared.errors import DataError
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportData:
     """One run's folder, read.
 
     settings    the resolved experiment, as plain values; empty where it is missing
@@ -46,7 +46,7 @@ class Run:
     heldout: Heldout | None
     manifests: dict[str, Counter[tuple[str, str]]]
     missing: list[str] = field(default_factory=list)
-    gate: Verdict | None = None
+    gate: Decision | None = None
     review: dict[str, Any] | None = None
 
     def samples(self, number: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -97,12 +97,12 @@ class Run:
         """The metric that says which round is best."""
         return self.descriptions[self.summary.select_by]
 
-    def statement(self) -> Statement:
+    def statement(self) -> ReleaseStatement:
         """The privacy statement of the run, from its summary and settings."""
         s, privacy, training = self.summary, self.settings.get("privacy", {}), self.settings.get("training", {})
         base = s.base or {}
         sha256 = base.get("sha256")
-        return Statement(
+        return ReleaseStatement(
             epsilon_per_patient=s.epsilon_per_patient,
             delta=s.delta,
             sites_total=s.sites_total,
@@ -122,7 +122,7 @@ class Run:
         )
 
 
-def read_run(out: Path) -> Run:
+def read_run(out: Path) -> ReportData:
     """Read OUT. DataError when it has no summary; everything else that is absent is noted in `missing`."""
     summary, server = read_summary(out), out / "server"
     missing: list[str] = []
@@ -149,7 +149,7 @@ def read_run(out: Path) -> Run:
     gate = None
     if (out / "gate.json").exists():
         try:
-            gate = Verdict.load(out / "gate.json")
+            gate = Decision.load(out / "gate.json")
         except (OSError, ValueError, KeyError, TypeError):
             missing.append("What the release gate found (gate.json) could not be read.")
     review = None
@@ -158,7 +158,7 @@ def read_run(out: Path) -> Run:
             review = dict(json.loads((out / "review" / "review.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             missing.append("What the readers said (review/review.json) could not be read.")
-    return Run(out, summary, settings, events, rounds, heldout, manifests, missing, gate, review)
+    return ReportData(out, summary, settings, events, rounds, heldout, manifests, missing, gate, review)
 
 
 def _manifests(folder: Path, missing: list[str]) -> dict[str, Counter[tuple[str, str]]]:

@@ -14,7 +14,7 @@ from typing import Any
 from server.evaluation import study
 from server.release.cards import shown
 from server.reports.report import words
-from server.reports.report.data import Run
+from server.reports.report.data import ReportData
 
 ROUND_COLUMNS = 16  # with more rounds the table of sites shows totals only
 TIME_ROWS = 60  # with more rounds there is no table of times
@@ -23,7 +23,7 @@ REASONS = 8  # of a site's manifest, the most frequent
 Table = dict[str, Any]
 
 
-def tables(run: Run) -> dict[str, Table | None]:
+def tables(run: ReportData) -> dict[str, Table | None]:
     """All tables of the page, by the names that the page uses."""
     return {
         "figures": _figures(run),
@@ -50,7 +50,7 @@ def _table(columns: list[tuple[str, str]], rows: list[list[Any]], *, short: bool
     return {"columns": columns, "rows": rows, "short": short} if rows else None
 
 
-def _figures(run: Run) -> Table | None:
+def _figures(run: ReportData) -> Table | None:
     """Every metric at the base, the best and the last round, with interval, floor and meaning."""
     metrics = [metric for metric in run.descriptions if run.trace(metric)]
     measured = sorted({number for metric in metrics for number, _ in run.trace(metric)})
@@ -65,12 +65,12 @@ def _figures(run: Run) -> Table | None:
     return _table([("Measure", ""), *heads, ("Real against real", "n"), ("How to read it", "q")], rows)
 
 
-def _epsilons(run: Run) -> Table | None:
+def _epsilons(run: ReportData) -> Table | None:
     rows: list[list[Any]] = [[site, shown(e)] for site, e in sorted(run.summary.epsilon_per_patient.items())]
     return _table([("Site", ""), ("Epsilon per patient", "n")], rows)
 
 
-def _noisy(run: Run) -> Table | None:
+def _noisy(run: ReportData) -> Table | None:
     """Figures that sites gave under privacy, with their price; a value is never shown without it."""
     rows: list[list[Any]] = []
     for name, figure in run.summary.statistics.items():
@@ -83,7 +83,7 @@ def _noisy(run: Run) -> Table | None:
     return _table([("Site", ""), ("Figure", ""), ("Value", ""), ("Price", "q")], rows)
 
 
-def _sites(run: Run) -> Table | None:
+def _sites(run: ReportData) -> Table | None:
     """Who replied in which round, and how many bytes."""
     started = run.of("round_started") + run.of("site_replied") + run.of("site_failed")
     numbers = sorted({int(e["round"]) for e in started if e.get("round")})
@@ -104,7 +104,7 @@ def _sites(run: Run) -> Table | None:
     return _table([("Site", ""), *heads, ("Rounds", "n"), ("Sent", "n")], rows if numbers else [], short=True)
 
 
-def _failures(run: Run) -> Table | None:
+def _failures(run: ReportData) -> Table | None:
     rows = [
         [str(e.get("round", "")), str(e.get("site", "")), str(e.get("reason") or "no reason given")]
         for e in run.of("site_failed")
@@ -112,7 +112,7 @@ def _failures(run: Run) -> Table | None:
     return _table([("Round", ""), ("Site", ""), ("Reason", "")], rows)
 
 
-def _manifests(run: Run) -> Table | None:
+def _manifests(run: ReportData) -> Table | None:
     """Files of each site by verdict, with the reasons for those that were not used."""
     rows = []
     for site, counts in run.manifests.items():
@@ -126,14 +126,14 @@ def _manifests(run: Run) -> Table | None:
     return _table([("Site", ""), ("Passed", "n"), ("Quarantined", "n"), ("Refused", "n"), ("Reasons", "")], rows)
 
 
-def _gate(run: Run) -> Table | None:
+def _gate(run: ReportData) -> Table | None:
     """Every check of the release gate with what was found."""
     checks = run.gate.checks if run.gate else ()
     rows: list[list[Any]] = [[c.name, c.passed, c.detail.replace("`", ""), c.threshold] for c in checks]
     return _table([("Check", ""), ("Passed", "c"), ("Found", ""), ("Required", "q")], rows)
 
 
-def _review(run: Run) -> Table | None:
+def _review(run: ReportData) -> Table | None:
     """Each reader's confusion table, accuracy and scores, and everybody's together."""
     found = run.review or {}
     readers = dict(found.get("readers", {}))
@@ -158,7 +158,7 @@ def _measured(figure: dict[str, float | None], digits: int) -> Any:
     return {"value": f"{value:.{digits}f}", "sub": f"{low:.{digits}f} to {high:.{digits}f}"}
 
 
-def _times(run: Run) -> Table | None:
+def _times(run: ReportData) -> Table | None:
     """Seconds and bytes of each round, as far as the record tells."""
 
     def at(event: str) -> dict[int, float]:

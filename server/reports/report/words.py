@@ -10,7 +10,7 @@ import json
 from server.metrics.base import Description
 from server.release import release
 from server.release.cards import contributed, shown, small
-from server.reports.report.data import Run
+from server.reports.report.data import ReportData
 from server.summary import Measured
 from shared.config.experiment import Release
 from shared.errors import ReleaseRefused
@@ -40,7 +40,7 @@ def compare(before: Measured | None, after: Measured | None, metric: Description
     return "farther" if new_low > high else "not to be told apart"
 
 
-def headline(run: Run) -> str:
+def headline(run: ReportData) -> str:
     """One or two sentences: who trained, with which guarantee, and what came of it."""
     s = run.summary
     statement = run.statement()
@@ -65,7 +65,7 @@ def headline(run: Run) -> str:
     return f"{who}{epsilon}. {verdict}"
 
 
-def tiles(run: Run) -> list[dict[str, str]]:
+def tiles(run: ReportData) -> list[dict[str, str]]:
     """The four figures at the top of the page."""
     s, statement = run.summary, run.statement()
     cap = f"cap {run.epsilon_cap:g}, " if run.epsilon_cap else ""
@@ -97,7 +97,7 @@ def tiles(run: Run) -> list[dict[str, str]]:
     ]
 
 
-def alarms(run: Run) -> list[str]:
+def alarms(run: ReportData) -> list[str]:
     """What must not be overlooked."""
     s, statement, found = run.summary, run.statement(), []
     if s.sites_contributed < s.sites_total:
@@ -118,7 +118,7 @@ def alarms(run: Run) -> list[str]:
     return found
 
 
-def distance_words(run: Run) -> str:
+def distance_words(run: ReportData) -> str:
     """How floors and intervals were made, with the numbers of this run."""
     cohort = ""
     if run.heldout is not None:
@@ -133,7 +133,7 @@ def distance_words(run: Run) -> str:
     )
 
 
-def release_words(run: Run) -> str:
+def release_words(run: ReportData) -> str:
     """What lies in OUT/release, or why nothing does."""
     folder = run.out / "release"
     if (folder / "SHA256SUMS").is_file():
@@ -161,7 +161,7 @@ def release_words(run: Run) -> str:
     return "There is none in this folder. Its formal conditions are met."
 
 
-def review_words(run: Run) -> str:
+def review_words(run: ReportData) -> str:
     """How many readers saw how many images, and how far they agree."""
     found = run.review or {}
     readers = found.get("readers", {})
@@ -182,7 +182,7 @@ def review_words(run: Run) -> str:
     )
 
 
-def cost(run: Run) -> str:
+def cost(run: ReportData) -> str:
     s = run.summary
     device = {None: "", "cpu": " on the CPU", "cuda": " on the GPU"}.get(s.device, f" on {s.device}")
     return (
@@ -190,15 +190,15 @@ def cost(run: Run) -> str:
     )
 
 
-def versions(run: Run) -> str:
+def versions(run: ReportData) -> str:
     return " \u00b7 ".join(f"{name} {number}" for name, number in run.summary.versions.items())
 
 
-def settings(run: Run) -> str:
+def settings(run: ReportData) -> str:
     return json.dumps(run.settings, indent=2, ensure_ascii=False) if run.settings else ""
 
 
-def column(run: Run, number: int) -> str:
+def column(run: ReportData, number: int) -> str:
     """Heading of one round: "Public base", "Round 3, best"."""
     if number == 0:
         return "Public base"

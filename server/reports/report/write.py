@@ -22,7 +22,7 @@ from markupsafe import Markup
 from server.evaluation import study
 from server.release.cards import contributed, privacy_statement, shown
 from server.reports.report import plots, words
-from server.reports.report.data import Run, read_run
+from server.reports.report.data import ReportData, read_run
 from server.reports.report.page import PAGE, STYLE
 from server.reports.report.tables import tables
 from shared.plugins import slug
@@ -67,7 +67,7 @@ class _Album:
         return {"light": light, "dark": dark, "alt": alt, "caption": caption}
 
 
-def _head(run: Run) -> dict[str, Any]:
+def _head(run: ReportData) -> dict[str, Any]:
     statement, studied = run.statement(), run.summary.studied or {}
     return {
         "name": run.summary.name,
@@ -90,7 +90,7 @@ def _head(run: Run) -> dict[str, Any]:
     }
 
 
-def _pictures(run: Run, album: _Album) -> dict[str, Any]:
+def _pictures(run: ReportData, album: _Album) -> dict[str, Any]:
     """Real beside synthetic, and the same draws through the rounds."""
     shown_round = (
         run.summary.best_round if run.summary.best_round in run.rounds else (run.rounds[-1] if run.rounds else None)
@@ -127,7 +127,7 @@ def _pictures(run: Run, album: _Album) -> dict[str, Any]:
     return {"real": real, "synthetic": synthetic, "pictures_text": text, "strips": _strips(run, album)}
 
 
-def _strips(run: Run, album: _Album) -> list[dict[str, str]]:
+def _strips(run: ReportData, album: _Album) -> list[dict[str, str]]:
     """Rows of drawn images: the base, the best and last round, and rounds spread between."""
     if len(run.rounds) < 2:
         return []
@@ -154,7 +154,7 @@ def _strips(run: Run, album: _Album) -> list[dict[str, str]]:
     return strips
 
 
-def _charts(run: Run, album: _Album) -> dict[str, Any]:
+def _charts(run: ReportData, album: _Album) -> dict[str, Any]:
     """Distances over the rounds, and whatever says which round is best; epsilon per site."""
     distances = []
     for name, metric in run.descriptions.items():
@@ -181,7 +181,7 @@ def _charts(run: Run, album: _Album) -> dict[str, Any]:
     return {"distance_charts": distances, "epsilon_chart": chart, "gate_chart": _gate_chart(run, album)}
 
 
-def _gate_chart(run: Run, album: _Album) -> Picture | None:
+def _gate_chart(run: ReportData, album: _Album) -> Picture | None:
     """Each check that has a figure: the figure, its interval, and the limits it had to keep."""
     measured = [check for check in run.gate.checks if check.value is not None] if run.gate else []
     if not measured:

@@ -226,7 +226,7 @@ def test_no_planted_identifier_comes_through(tmp_path: Path, write_ct: Callable[
     assert run(tmp_path) == {}
     for path in (tmp_path / "work").rglob("*"):
         assert path.is_dir() or not canaries.found_in(path.read_bytes())
-    assert not verify.verify(tmp_path / "out", tmp_path / "data", key).findings
+    assert not verify.verify_folder(tmp_path / "out", tmp_path / "data", key).findings
 
 
 def test_what_would_survive_is_shown_by_modality(capsys: pytest.CaptureFixture[str]) -> None:

@@ -257,7 +257,7 @@ def test_a_head_goes_in_and_a_brain_comes_out(tmp_path: Path, write_series: Writ
         assert entry.face is not None and entry.face["in_face"] == 0
         assert len(str(entry.face["mask_sha256"])) == len(str(entry.face["second_sha256"])) == 64
     assert len(loaded.header["models"]) == 2
-    assert not verify.verify(tmp_path / "work").findings
+    assert not verify.verify_folder(tmp_path / "work").findings
     assert [option["CodeValue"] for option in loaded.header["options"]] == ["113100", "113102"]
 
 

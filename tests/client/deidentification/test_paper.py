@@ -88,9 +88,9 @@ def test_the_report_claims_what_ran_and_no_more(work: Path) -> None:
 
 def test_a_report_that_was_edited_is_found(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = report.write(work)
-    assert not verify.verify(work).findings
+    assert not verify.verify_folder(work).findings
     path.write_text(path.read_text().replace("quarantined", "quarantine", 1))
-    assert {finding.rule for finding in verify.verify(work).findings} == {"report"}
+    assert {finding.rule for finding in verify.verify_folder(work).findings} == {"report"}
 
 
 def test_a_report_of_a_damaged_manifest_is_refused(work: Path) -> None:

@@ -140,7 +140,7 @@ def test_f07_names_of_files_and_folders_go_nowhere(
     entries = export.export(tmp_path / "data", tmp_path / "out", key)
     assert [entry.reason for entry in entries] == [Reason.OK] * len(names)
     assert len({entry.file for entry in entries}) == len(names)
-    result = verify.verify(tmp_path / "out", tmp_path / "data", key)
+    result = verify.verify_folder(tmp_path / "out", tmp_path / "data", key)
     assert not [found for found in result.findings if found.rule not in ("dciodvfy", "dicomqc")]
     assert "QZJX" not in caplog.text and not list(tmp_path.glob("*QZJX*"))
 

@@ -233,7 +233,7 @@ def test_n01_l05_l06_the_round_trip_gives_what_the_folder_gives_and_leaks_nothin
         assert mark not in spoken.replace(str(tmp_path), "")
         assert mark.encode() not in everything
         assert mark not in "\n".join(written_to)
-    assert not verify.verify(work).findings
+    assert not verify.verify_folder(work).findings
     assert not [place for place in places if place.exists()]
     assert any(Path(path).is_relative_to(places[0]) or Path(path).is_relative_to(places[-1]) for path in written_to)
     homes = (work, *places)

@@ -204,4 +204,4 @@ def test_person_07_the_manifest_and_the_report_say_how_grey_levels_were_made(tmp
     said = manifest.load(tmp_path / "work" / "manifest.jsonl").header["scaling"]
     assert "8-bit samples as they are" in said
     assert said in write_report(tmp_path / "work").read_text(encoding="utf-8")
-    assert not verify.verify(tmp_path / "work", tmp_path / "data").findings
+    assert not verify.verify_folder(tmp_path / "work", tmp_path / "data").findings

@@ -63,7 +63,7 @@ def test_person_03_rows_that_match_and_rows_that_do_not_are_counted_in_every_pap
     page = report.write(three / "work").read_text(encoding="utf-8")
     assert "2 of 3 patient identifiers have a row in the labels table; 2 of its 4 rows are of nobody here" in page
     assert "1 patient is unlabelled" in page and "QZJX" not in page
-    assert not verify.verify(three / "work", three / "data").findings
+    assert not verify.verify_folder(three / "work", three / "data").findings
 
 
 def test_person_03_without_a_table_nothing_is_said_of_labels(three: Path) -> None:

@@ -212,10 +212,10 @@ def test_person_01_a_ledger_that_counts_cohorts_apart_knows_a_person_by_every_na
         names.append(listed(records, folder / "work"))
     assert all(names) and names[1].isdisjoint(names[2])
     assert names[0] & names[1] and names[0] & names[2]
-    assert not verify.verify(both / "work", both / "data").findings
+    assert not verify.verify_folder(both / "work", both / "data").findings
     content = (both / "work" / "cohort" / "cohort.names").read_text()
     (both / "work" / "cohort" / "cohort.names").write_text(content + "QZJX\n")
-    assert {found.rule for found in verify.verify(both / "work").findings} == {"cohort-file"}
+    assert {found.rule for found in verify.verify_folder(both / "work").findings} == {"cohort-file"}
 
 
 def coded(value: str, scheme: str = "SCT") -> Dataset:

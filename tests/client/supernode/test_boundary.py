@@ -337,7 +337,7 @@ def test_one_bit_about_a_release_leaves_and_nothing_that_an_app_puts_beside_it(
     )
     content, started = judged(site, lambda message: Message(app.judge(message.content, context), reply_to=message))
     assert started
-    assert messages.unpack_verdict(content) == messages.Verdict("north", True)
+    assert messages.unpack_verdict(content) == messages.Vote("north", True)
     assert kinds(site) == ["asked", "sent"]
     for smuggled in (
         RecordDict({"config": ConfigRecord({"site": SECRET, "passed": True})}),
@@ -491,14 +491,14 @@ def test_the_round_is_on_the_ledger_before_the_app_starts_whatever_the_app_does(
     on_record: list[int] = []
 
     def app_looks(message: Message) -> Message:
-        on_record.append(len(ledger.verify(site.data / "ledger.jsonl")))
+        on_record.append(len(ledger.checked_records(site.data / "ledger.jsonl")))
         return careless(message)
 
     reply, _ = exchange(site, Line(request(), OURS), app_looks)
     assert isinstance(reply, messages.TrainReply)
     assert on_record[0] > 1
     assert reply.epsilon == pytest.approx(accounting.epsilon([Event(3.0, 1.0, 4)], 1e-5))
-    assert reply.ledger == (len(records := ledger.verify(site.data / "ledger.jsonl")), records[-1]["hash"])
+    assert reply.ledger == (len(records := ledger.checked_records(site.data / "ledger.jsonl")), records[-1]["hash"])
 
 
 def test_what_was_asked_before_is_answered_without_the_app_and_costs_nothing(site: Site) -> None:
@@ -609,19 +609,19 @@ def careless(message: Message) -> Message:
 def test_attack_08_one_reservation_lets_one_update_out(site: Site) -> None:
     """The same round with other weights: the record of the first must not open the door for the second."""
     assert isinstance(exchange(site, Line(request(), OURS))[0], messages.TrainReply)
-    before = len(ledger.verify(site.data / "ledger.jsonl"))
+    before = len(ledger.checked_records(site.data / "ledger.jsonl"))
     shifted = {name: t + 0.01 for name, t in trainable().items()}
     other = messages.pack_request(messages.TrainRequest(EXPERIMENT, 1, 3.0, shifted))
     reply, _ = exchange(site, Line(other, OURS), careless)
-    assert isinstance(reply, messages.Refusal) or len(ledger.verify(site.data / "ledger.jsonl")) > before
+    assert isinstance(reply, messages.Refusal) or len(ledger.checked_records(site.data / "ledger.jsonl")) > before
 
 
 def test_attack_08_a_reservation_at_another_rate_opens_nothing(site: Site) -> None:
     rare = changed(privacy={"sampling_rate": 0.01})
     assert isinstance(exchange(site, Line(request(rare), OURS))[0], messages.TrainReply)
-    spent = ledger.verify(site.data / "ledger.jsonl")[-1]
+    spent = ledger.checked_records(site.data / "ledger.jsonl")[-1]
     reply, _ = exchange(site, Line(request(), OURS), careless)
-    now = ledger.verify(site.data / "ledger.jsonl")[-1]
+    now = ledger.checked_records(site.data / "ledger.jsonl")[-1]
     assert isinstance(reply, messages.Refusal) or now["epsilon"] > 5 * spent["epsilon"]
 
 

@@ -56,7 +56,7 @@ def work(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def rules(folder: Path, source: Path | None = None, key: bytes | None = None) -> set[str]:
-    result = verify.verify(folder, source, key)
+    result = verify.verify_folder(folder, source, key)
     text = json.dumps([f"{found.file} {found.rule}" for found in result.findings])
     assert not re.search("newald|Ottilie|7712345|Nordstern|9912345", text)
     return {found.rule for found in result.findings}
@@ -80,15 +80,15 @@ def vouch(folder: Path) -> None:
 
 
 def test_clean_output_passes_with_every_value_of_its_source(rebuilt: Path, source: Path, key: bytes) -> None:
-    result = verify.verify(rebuilt, source, key)
+    result = verify.verify_folder(rebuilt, source, key)
     assert not result.findings and result.files == SLICES + 1 and result.needles > 100
     assert any("inputs matched" in text for text in result.ran)
-    result = verify.verify(rebuilt)
+    result = verify.verify_folder(rebuilt)
     assert not result.findings and any("no --source" in text for text in result.skipped)
 
 
 def test_a_clean_work_folder_passes(work: Path, source: Path) -> None:
-    result = verify.verify(work, source)
+    result = verify.verify_folder(work, source)
     assert (
         not result.findings and result.files == 9
     )  # cohort, its facts and list, manifests, and what is kept to go on with
@@ -378,7 +378,7 @@ def test_the_command_prints_findings_without_values_and_fails(rebuilt: Path, sou
     tree = json.loads(said)
     assert code == 1 and not tree["clean"] and {"value", "unlisted"} <= {found["rule"] for found in tree["findings"]}
     with pytest.raises(DataError, match="nothing to verify"):
-        verify.verify(rebuilt / "nowhere")
+        verify.verify_folder(rebuilt / "nowhere")
 
 
 def test_e03_other_peoples_validators_pass_what_is_clean_and_see_what_is_not(rebuilt: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from server.release import draw as drawing
 from server.release import release, seal
 from server.release.draw import Draws, draw_all
-from server.release.release import Statement
+from server.release.release import ReleaseStatement
 from shared.config.experiment import Performance, Release
 from shared.crypto import signing
 from shared.models import weights
@@ -22,7 +22,7 @@ from shared.models.pixel_diffusion import PixelDiffusion, PixelDiffusionSettings
 NETWORK = PixelDiffusionSettings(image_size=16, channels=(8, 16), groups=4, latents=4, encoder_channels=8)
 SETTINGS = Release(images_per_class=7, sampler_steps=2)
 PERFORMANCE = Performance(sampling_batch=4)
-STATEMENT = Statement(
+STATEMENT = ReleaseStatement(
     epsilon_per_patient={"north": 7.4},
     delta=1e-5,
     sites_total=1,
@@ -59,7 +59,7 @@ def job(folder: Path, model: PixelDiffusion, **changes: Any) -> Draws:
 def bundle(folder: Path, drawn: Draws) -> dict[str, bytes]:
     key = signing.load_or_make(folder / "key.pem")
     release.write(folder / "release", drawn, STATEMENT, SETTINGS, seed=3, key=key)
-    seal.verify(folder / "release")
+    seal.verify_release(folder / "release")
     files = (path for path in (folder / "release").rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 

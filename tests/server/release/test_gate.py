@@ -16,15 +16,15 @@ from server.evaluation.heldout import Heldout
 from server.release import cliques, gate, release
 from server.release.cards import data_card, model_card
 from server.release.draw import Draws
-from server.release.gate import Verdict
+from server.release.gate import Decision
 from server.release.quality import Check
-from server.release.release import Statement
+from server.release.release import ReleaseStatement
 from shared.config.experiment import Gate, Release
 from shared.errors import ReleaseRefused
 
 CLASSES = ("healthy", "lesion")
 CENTRAL = ("classes", "diversity", "sharpness", "likeness", "cliques")
-STATEMENT = Statement(
+STATEMENT = ReleaseStatement(
     epsilon_per_patient={"north": 7.4, "south": 7.9},
     delta=1e-5,
     sites_total=2,
@@ -71,7 +71,7 @@ def said(drawn: Draws, **answers: bool) -> dict[str, Any]:
     return {"images_sha256": drawn.sha256(), "sites": answers or {"north": True, "south": True}}
 
 
-def judge(drawn: Draws, statement: Statement = STATEMENT, **changes: Any) -> Verdict:
+def judge(drawn: Draws, statement: ReleaseStatement = STATEMENT, **changes: Any) -> Decision:
     kept = {"heldout": HELDOUT, "settings": Gate(), "said": said(drawn), "sites": 2} | changes
     return gate.judge(
         drawn,
@@ -83,7 +83,7 @@ def judge(drawn: Draws, statement: Statement = STATEMENT, **changes: Any) -> Ver
     )
 
 
-def failed(verdict: Verdict) -> set[str]:
+def failed(verdict: Decision) -> set[str]:
     return {check.name for check in verdict.failed}
 
 
@@ -228,7 +228,7 @@ def test_a_required_audit_must_be_there_of_this_mechanism_and_without_a_contradi
 def test_a_verdict_survives_the_disk(tmp_path: Path) -> None:
     verdict = replace(judge(draws(OTHERS.x_NHW)), forced="because")
     verdict.save(tmp_path / "gate.json")
-    assert Verdict.load(tmp_path / "gate.json") == verdict
+    assert Decision.load(tmp_path / "gate.json") == verdict
     assert json.loads((tmp_path / "gate.json").read_text())["passed"] is True
 
 

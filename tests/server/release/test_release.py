@@ -21,13 +21,13 @@ from PIL import Image
 
 from server.release import release
 from server.release.cards import privacy_statement, shown
-from server.release.release import Statement
+from server.release.release import ReleaseStatement
 from shared.config.experiment import Release
 from shared.crypto import signing
 from shared.errors import DataError, ReleaseRefused
 
 SETTINGS = Release(images_per_class=3)
-STATEMENT = Statement(
+STATEMENT = ReleaseStatement(
     epsilon_per_patient={"north": 7.421, "south": 7.987},
     delta=1e-5,
     sites_total=2,

@@ -47,7 +47,7 @@ class Federation(MemoryGrid):
 
 
 def says(site: str, passed: bool) -> Site:
-    return lambda *_: messages.pack_verdict(messages.Verdict(site, passed))
+    return lambda *_: messages.pack_verdict(messages.Vote(site, passed))
 
 
 @pytest.fixture

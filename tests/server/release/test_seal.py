@@ -30,12 +30,12 @@ def release(tmp_path: Path) -> Path:
 
 
 def test_a_release_as_it_was_signed_is_admitted(release: Path, tmp_path: Path) -> None:
-    found = seal.verify(release, tmp_path / "public.pem")
+    found = seal.verify_release(release, tmp_path / "public.pem")
     assert (found.experiment, found.files, found.known) == ("demo", 4, True)
-    assert not seal.verify(release).known
+    assert not seal.verify_release(release).known
     moved = tmp_path / "elsewhere"
     shutil.copytree(release, moved)
-    assert seal.verify(moved, tmp_path / "public.pem") == found
+    assert seal.verify_release(moved, tmp_path / "public.pem") == found
 
 
 def flip(path: Path) -> None:
@@ -72,18 +72,18 @@ def test_whatever_was_changed_is_named(
 ) -> None:
     spoil(release)
     with pytest.raises(SignatureError, match=words):
-        seal.verify(release, tmp_path / "public.pem")
+        seal.verify_release(release, tmp_path / "public.pem")
 
 
 def test_sums_made_again_after_a_change_do_not_help_without_the_key(release: Path, tmp_path: Path) -> None:
     flip(release / "images" / "0.png")
     seal.close(release, "demo", None)
     with pytest.raises(SignatureError, match="SHA256SUMS is not the one"):
-        seal.verify(release, tmp_path / "public.pem")
+        seal.verify_release(release, tmp_path / "public.pem")
     seal.close(release, "demo", signing.load_or_make(tmp_path / "forger.pem"))
     with pytest.raises(SignatureError, match="not by"):
-        seal.verify(release, tmp_path / "public.pem")
-    assert seal.verify(release).fingerprint == signing.fingerprint(
+        seal.verify_release(release, tmp_path / "public.pem")
+    assert seal.verify_release(release).fingerprint == signing.fingerprint(
         signing.load_or_make(tmp_path / "forger.pem").public_key()
     ), "without a key from outside, only the fingerprint tells"
 
@@ -93,9 +93,9 @@ def test_a_signature_of_something_else_is_none(release: Path, tmp_path: Path) ->
     body = {"format": "another", "sums_sha256": seal.digest(release / "SHA256SUMS")}
     (release / "SIGNATURE.json").write_bytes(signing.seal(key, body))
     with pytest.raises(SignatureError, match="something other than a release"):
-        seal.verify(release, tmp_path / "public.pem")
+        seal.verify_release(release, tmp_path / "public.pem")
     with pytest.raises(DataError, match="not a release"):
-        seal.verify(tmp_path)
+        seal.verify_release(tmp_path)
 
 
 def test_the_command_says_whose_signature_it_is(release: Path, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_the_command_says_whose_signature_it_is(release: Path, tmp_path: Path) -
 def test_what_git_a_hub_or_a_mac_left_beside_the_files_passes_and_is_listed(release: Path, left: str) -> None:
     (release / left).parent.mkdir(parents=True, exist_ok=True)
     (release / left).write_bytes(b"1")
-    assert seal.verify(release).ignored == (left,)
+    assert seal.verify_release(release).ignored == (left,)
     said = CliRunner().invoke(tools.app, ["verify", str(release)])
     assert said.exit_code == 0 and left in said.output
 
@@ -128,4 +128,4 @@ def test_all_that_is_wrong_is_named_and_not_the_first_alone(release: Path) -> No
     (release / "images" / "1.png").unlink()
     (release / "added.png").write_bytes(b"1")
     with pytest.raises(SignatureError, match=r"lacks images/1.png.*'added.png'.*images/0.png was changed"):
-        seal.verify(release)
+        seal.verify_release(release)

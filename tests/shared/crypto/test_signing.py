@@ -58,7 +58,7 @@ def test_a_link_a_folder_that_is_missing_and_another_kind_of_key_are_refused_in_
 def test_a_signature_fits_its_payload_and_its_key_alone() -> None:
     key, other = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
     signature = signing.sign(key, b"payload")
-    signing.verify(key.public_key(), b"payload", signature)
+    signing.check_signature(key.public_key(), b"payload", signature)
     for public, payload, claimed in (
         (other.public_key(), b"payload", signature),
         (key.public_key(), b"payloae", signature),
@@ -68,7 +68,7 @@ def test_a_signature_fits_its_payload_and_its_key_alone() -> None:
         (key.public_key(), b"payload", "no hex"),
     ):
         with pytest.raises(SignatureError):
-            signing.verify(public, payload, claimed)
+            signing.check_signature(public, payload, claimed)
 
 
 def test_a_sealed_document_comes_back_and_names_its_key() -> None:

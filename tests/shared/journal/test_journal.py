@@ -26,11 +26,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_whole_journal_is_whole_and_names_its_key(folder: Path) -> None:
-    found = verifier.verify(folder)
+    found = verifier.verify_journal(folder)
     assert (found.state, found.records, found.signed, found.record, found.torn) == ("whole", 6, 6, None, 0)
     public = signing.load_public(folder / journal.PUBLIC)
     assert found.key == signing.fingerprint(public)
-    assert verifier.verify(folder, public=public).state == "whole"
+    assert verifier.verify_journal(folder, public=public).state == "whole"
     assert [e["round"] for e in journal.read(folder)] == [1, 2, 3, 4, 5]
     assert {path.name: path.stat().st_mode & 0o077 for path in folder.iterdir()}[journal.KEY] == 0
 
@@ -42,7 +42,7 @@ def test_a_flipped_byte_names_the_record_and_stops_the_journal(folder: Path) -> 
     rng = random.Random(0)
     for position in [0, len(good) - 2, *rng.sample(range(len(good) - 1), 60)]:  # the last newline is a test of its own
         path.write_bytes(good[:position] + bytes([good[position] ^ (1 << rng.randrange(8))]) + good[position + 1 :])
-        found = verifier.verify(path)
+        found = verifier.verify_journal(path)
         assert (found.state, found.record) == ("altered", sum(start <= position for start in starts) - 1)
         assert f"record {found.record} is damaged" in found.said
         with pytest.raises(LedgerError, match="damaged"):
@@ -55,18 +55,18 @@ def test_a_cut_tail_is_told_apart_from_a_flipped_byte(folder: Path) -> None:
     ends = [i + 1 for i, byte in enumerate(good) if byte == 0x0A]
     for cut in [*range(len(good) - 2, len(good) - 200, -7), *ends[:-1], 0]:
         path.write_bytes(good[:cut])
-        found = verifier.verify(path)
+        found = verifier.verify_journal(path)
         assert (found.state, found.record) == ("cut", sum(end <= cut for end in ends)), cut
         for use in (lambda: journal.write(folder, "asked", round=9), lambda: journal.read(folder)):
             with pytest.raises(LedgerError, match="of the 6 records that were signed"):
                 use()
     path.unlink()
-    assert verifier.verify(folder).state == "cut"
+    assert verifier.verify_journal(folder).state == "cut"
     with pytest.raises(LedgerError, match="missing"):
         journal.write(folder, "asked", round=9)
     path.write_bytes(good)
     journal.write(folder, "asked", round=6)
-    assert verifier.verify(folder).records == 7
+    assert verifier.verify_journal(folder).records == 7
 
 
 def test_what_was_written_after_the_checkpoint_is_named_as_not_signed_and_a_crash_as_a_crash(folder: Path) -> None:
@@ -77,11 +77,11 @@ def test_what_was_written_after_the_checkpoint_is_named_as_not_signed_and_a_cras
     path = folder / journal.FILE
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"hash":"00')
-    found = verifier.verify(folder)
+    found = verifier.verify_journal(folder)
     assert (found.state, found.records, found.signed, found.torn) == ("whole", 7, 6, 11)
     assert "1 since then not yet" in found.said and "a crash cut off" in found.said
     journal.write(folder, "asked", round=7)
-    found = verifier.verify(folder)
+    found = verifier.verify_journal(folder)
     assert (found.state, found.records, found.signed, found.torn) == ("whole", 8, 8, 0)
 
 
@@ -95,7 +95,7 @@ def test_a_journal_written_anew_with_good_hashes_does_not_pass(folder: Path) -> 
         text += chain.line(body, last)
         last = json.loads(text.splitlines()[-1])
     path.write_bytes(text)
-    found = verifier.verify(path)
+    found = verifier.verify_journal(path)
     assert (found.state, found.record) == ("altered", None)
     assert "written anew" in found.said
     with pytest.raises(LedgerError, match="written anew"):
@@ -113,11 +113,11 @@ def test_whoever_has_the_key_is_found_out_by_a_checkpoint_kept_elsewhere(folder:
     shutil.copy2(folder / journal.CHECKPOINT, copy)
     for path in older.iterdir():
         shutil.copy2(path, folder)
-    assert verifier.verify(folder).state == "whole"
-    assert verifier.verify(folder, copy).state == "cut"
+    assert verifier.verify_journal(folder).state == "whole"
+    assert verifier.verify_journal(folder, copy).state == "cut"
     journal.write(folder, "asked", round=6)
-    assert verifier.verify(folder, copy).state == "altered"
-    missing = verifier.verify(folder, tmp_path / "nowhere")
+    assert verifier.verify_journal(folder, copy).state == "altered"
+    missing = verifier.verify_journal(folder, tmp_path / "nowhere")
     assert missing.state == "unsigned" and "no such file" in missing.said
 
 
@@ -125,10 +125,10 @@ def test_a_checkpoint_that_is_missing_changed_or_of_another_key_is_no_checkpoint
     path = folder / journal.CHECKPOINT
     good = path.read_bytes()
     other = signing.load_or_make(tmp_path / "other.pem").public_key()
-    assert verifier.verify(folder, public=other).state == "unsigned"
+    assert verifier.verify_journal(folder, public=other).state == "unsigned"
     for damage in (lambda: path.write_bytes(good.replace(b"6", b"7", 1)), path.unlink):
         damage()
-        assert verifier.verify(folder).state == "unsigned"
+        assert verifier.verify_journal(folder).state == "unsigned"
         with pytest.raises((LedgerError, SignatureError)):
             journal.write(folder, "asked", round=9)
         with pytest.raises((LedgerError, SignatureError)):
@@ -144,9 +144,9 @@ def test_a_journal_of_an_older_version_goes_on_and_is_signed_from_then_on(tmp_pa
     body = chain.line({"kind": "asked", "time": "2026-01-01", "round": 1}, json.loads(header))
     (tmp_path / journal.FILE).write_bytes(header + body)
     assert [e["round"] for e in journal.read(tmp_path)] == [1]
-    assert verifier.verify(tmp_path).state == "unsigned"
+    assert verifier.verify_journal(tmp_path).state == "unsigned"
     journal.write(tmp_path, "asked", round=2)
-    assert verifier.verify(tmp_path).state == "whole"
+    assert verifier.verify_journal(tmp_path).state == "whole"
 
 
 @pytest.mark.parametrize("left", [b"", b'{"hash":"0'])
@@ -158,7 +158,7 @@ def test_killed_while_the_first_entry_was_written_it_begins_again(folder: Path, 
     journal._sign(new, signing.load(new / journal.KEY), header)
     (new / journal.FILE).write_bytes(left)
     journal.write(new, "asked", round=2)
-    assert (verifier.verify(new).state, verifier.verify(new).records) == ("whole", 2)
+    assert (verifier.verify_journal(new).state, verifier.verify_journal(new).records) == ("whole", 2)
 
 
 def test_only_entries_that_are_listed_can_be_written_so_that_nothing_else_slips_in(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def _append(folder: Path, number: int) -> None:
 def test_processes_that_write_together_lose_nothing(tmp_path: Path) -> None:
     with ProcessPoolExecutor(3) as pool:
         list(pool.map(_append, [tmp_path] * 4, range(4)))
-    found = verifier.verify(tmp_path)
+    found = verifier.verify_journal(tmp_path)
     assert (found.state, found.records, found.signed) == ("whole", 21, 21)
 
 
