@@ -44,7 +44,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     dataset.save(dataset.Patient("p", 0, np.zeros((2, 16, 16), np.uint8)), tmp_path / "cohort")
     pseudonym.load_or_make(tmp_path / dataset.KEY_FILE)
     dataset.register(made, tmp_path, image_size=16, classes=())
-    federation = provision.Federation(name="brains", address="127.0.0.1:9")
+    federation = provision.FederationFile(name="brains", address="127.0.0.1:9")
     list(provision.provision(federation, tmp_path / "brains"))
     kit = provision.approve(federation, tmp_path / "brains", node.request(made, tmp_path))
     node.join(kit, made, tmp_path)

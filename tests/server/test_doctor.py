@@ -32,10 +32,10 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> provision.Federation:
+def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> provision.FederationFile:
     """A federation with one site, in order but for a server; the machine is looked at elsewhere."""
     monkeypatch.setattr(checks, "machine", lambda _: iter([]))
-    made = provision.Federation(name="brains", address=f"127.0.0.1:{free_port()}", listen="127.0.0.1")
+    made = provision.FederationFile(name="brains", address=f"127.0.0.1:{free_port()}", listen="127.0.0.1")
     folder = tmp_path / "brains"
     list(provision.provision(made, folder))
     site = Site(name="north", data=tmp_path, face_removal="none")
@@ -43,7 +43,7 @@ def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> provision.Fed
     return made
 
 
-def states(federation: provision.Federation, folder: Path) -> dict[str, str]:
+def states(federation: provision.FederationFile, folder: Path) -> dict[str, str]:
     found = list(doctor.examine(federation, folder))
     assert all(f.mend for f in found if f.state == "warning"), "whoever reads it must know what to do"
     order = ("good", "warning", "bad")
@@ -51,7 +51,7 @@ def states(federation: provision.Federation, folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def serving(federation: provision.Federation, folder: Path) -> Iterator[None]:
+def serving(federation: provision.FederationFile, folder: Path) -> Iterator[None]:
     """The outer door as `server serve` opens it, with nothing behind."""
     keys.private_folder(folder / "state")
     lock = jobs.Lock(folder / "state" / "serving")
@@ -75,23 +75,23 @@ def serving(federation: provision.Federation, folder: Path) -> Iterator[None]:
 
 
 def test_a_federation_in_order_is_good_but_for_the_server_that_is_not_started(
-    federation: provision.Federation, tmp_path: Path
+    federation: provision.FederationFile, tmp_path: Path
 ) -> None:
     assert {w for w, s in states(federation, tmp_path / "brains").items() if s != "good"} == {"port"}
 
 
-def test_a_running_server_is_asked_through_tls_and_found_good(federation: provision.Federation, tmp_path: Path) -> None:
+def test_a_running_server_is_asked_through_tls_and_found_good(federation: provision.FederationFile, tmp_path: Path) -> None:
     with serving(federation, tmp_path / "brains"):
         found = states(federation, tmp_path / "brains")
     assert set(found.values()) == {"good"}
 
 
-def test_another_program_on_the_port_is_found(federation: provision.Federation, tmp_path: Path) -> None:
+def test_another_program_on_the_port_is_found(federation: provision.FederationFile, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", federation.port)):
         assert states(federation, tmp_path / "brains")["port"] == "bad"
 
 
-def test_a_server_that_does_not_answer_is_found(federation: provision.Federation, tmp_path: Path) -> None:
+def test_a_server_that_does_not_answer_is_found(federation: provision.FederationFile, tmp_path: Path) -> None:
     keys.private_folder(tmp_path / "brains" / "state")
     lock = jobs.Lock(tmp_path / "brains" / "state" / "serving")
     assert states(federation, tmp_path / "brains")["port"] == "bad"
@@ -109,7 +109,7 @@ def test_a_server_that_does_not_answer_is_found(federation: provision.Federation
 
 
 def test_a_certificate_for_another_address_of_another_authority_or_key_is_found(
-    federation: provision.Federation, tmp_path: Path
+    federation: provision.FederationFile, tmp_path: Path
 ) -> None:
     folder = tmp_path / "brains"
     moved = federation.model_copy(update={"address": f"localhost:{federation.port}"})
@@ -126,7 +126,7 @@ def test_a_certificate_for_another_address_of_another_authority_or_key_is_found(
 
 
 def test_what_ends_soon_is_a_warning_and_what_has_ended_is_bad(
-    federation: provision.Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    federation: provision.FederationFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = keys.now()
     monkeypatch.setattr(keys, "now", lambda: now + datetime.timedelta(days=provision.SERVER_DAYS - 10))
@@ -137,7 +137,7 @@ def test_what_ends_soon_is_a_warning_and_what_has_ended_is_bad(
 
 
 def test_an_open_key_an_altered_journal_and_a_clock_set_back_are_found(
-    federation: provision.Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    federation: provision.FederationFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "brains"
     (folder / "server.key").chmod(0o644)
@@ -152,13 +152,13 @@ def test_an_open_key_an_altered_journal_and_a_clock_set_back_are_found(
     assert {w for w, s in states(federation, folder).items() if s == "bad"} == {"journal"}
 
 
-def test_a_name_that_nobody_knows_is_found(federation: provision.Federation, tmp_path: Path) -> None:
+def test_a_name_that_nobody_knows_is_found(federation: provision.FederationFile, tmp_path: Path) -> None:
     unknown = federation.model_copy(update={"address": f"fed.invalid:{federation.port}"})
     assert states(unknown, tmp_path / "brains")["address"] == "bad"
 
 
 def test_the_command_prints_a_table_or_json_and_fails_on_something_bad(
-    federation: provision.Federation, tmp_path: Path
+    federation: provision.FederationFile, tmp_path: Path
 ) -> None:
     file = tmp_path / "fed.yaml"
     file.write_text(f"name: brains\naddress: {federation.address}\nlisten: 127.0.0.1\n")

@@ -26,7 +26,7 @@ from shared.journal import journal, verifier
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    federation = provision.Federation(name="brains", address="127.0.0.1:9")
+    federation = provision.FederationFile(name="brains", address="127.0.0.1:9")
     folder = tmp_path / "brains"
     list(provision.provision(federation, folder))
     site = Site(name="north", data=tmp_path, face_removal="none")

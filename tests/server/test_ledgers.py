@@ -37,7 +37,7 @@ A, B, C = "a" * 64, "b" * 64, "c" * 64
 def folder(tmp_path: Path) -> Iterator[Path]:
     """A federation's, with its file beside it."""
     (tmp_path / "brains.yaml").write_text("name: brains\naddress: localhost:9443\n")
-    list(provision.provision(provision.Federation(name="brains", address="localhost:9443"), tmp_path / "brains"))
+    list(provision.provision(provision.FederationFile(name="brains", address="localhost:9443"), tmp_path / "brains"))
     with inside_a_run():
         yield tmp_path / "brains"
 

@@ -165,7 +165,7 @@ def test_training_without_privacy_is_reported_and_never_released(tmp_path: Path)
 )
 def test_bad_input_is_one_line_and_a_code(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
     (tmp_path / "typo.yaml").write_text("name: a\ntraining: {rouns: 3}\n")
-    (tmp_path / "noisy.yaml").write_text(TINY.replace("adapter", "full"))
+    (tmp_path / "noisy.yaml").write_text(TINY.replace("appearance", "full"))
     (tmp_path / "folder.yaml").write_text(TINY.replace("data: phantoms", "data: missing"))
     done = fedsynth(*arguments, cwd=tmp_path)
     assert done.returncode == code

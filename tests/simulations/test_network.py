@@ -202,7 +202,7 @@ def test_a_node_with_another_sites_key_is_refused(net: Loopback, tmp_path: Path)
 
 
 def test_a_server_of_another_authority_is_refused(net: Loopback, tmp_path: Path) -> None:
-    other = provision.Federation(name="others", address=net.kit("north").address)
+    other = provision.FederationFile(name="others", address=net.kit("north").address)
     list(provision.provision(other, tmp_path / "others"))
     kit = net.kit("north").model_copy(update={"ca": (tmp_path / "others" / "ca.pem").read_text()})
     with pytest.raises(FederationError, match="certificate does not hold"):
@@ -212,7 +212,7 @@ def test_a_server_of_another_authority_is_refused(net: Loopback, tmp_path: Path)
 def test_an_expired_certificate_is_refused_by_both_sides(
     net: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late_one = provision.Federation(name="late", address=f"127.0.0.1:{ports.free()}")
+    late_one = provision.FederationFile(name="late", address=f"127.0.0.1:{ports.free()}")
     folder = tmp_path / "late"
     with monkeypatch.context() as past:
         long_ago = keys.now() - datetime.timedelta(days=500)

@@ -27,6 +27,7 @@ from client.verification import verify
 from shared import ports
 from shared.config.site import Site
 from shared.errors import DataError
+from shared.modalities.base import modality
 
 Write = Callable[..., list[Path]]
 
@@ -336,8 +337,8 @@ def test_pain17_a_preview_counts_the_same_both_ways_and_fetches_nothing(pacs: Or
         settings = Site.model_validate({"name": "a", "pacs": pacs.settings(way, tmp_path, EVERYBODY)}).pacs
         assert settings is not None
         told: list[tuple[int, int]] = []
-        found = pull.preview(settings, lambda done, total: told.append((done, total)))  # noqa: B023
-        assert found == pull.Preview(patients=4, found=3, studies=4, series=8, instances=128)
+        found = pull.preview(settings, modality("mr"), lambda done, total: told.append((done, total)))  # noqa: B023
+        assert found == pull.Preview(modality="MR", patients=4, found=3, studies=4, series=8, instances=128)
         assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
         assert not (tmp_path / "work").exists()
 
@@ -354,7 +355,7 @@ def test_the_command_says_what_would_be_fetched(pacs: Orthanc, tmp_path: Path) -
     assert said.exit_code == 0 and "of 4 wanted patients it has 3 with MR images" in said.output
     assert "128 instances: 8 series of 4 studies" in said.output and WORD not in said.output
     said = CliRunner().invoke(cli.app, ["pacs", str(tmp_path / "site.yaml"), "--json"])
-    assert json.loads(said.stdout) == {"patients": 4, "found": 3, "studies": 4, "series": 8, "instances": 128}
+    assert json.loads(said.stdout) == {"modality": "MR", "patients": 4, "found": 3, "studies": 4, "series": 8, "instances": 128}
 
 
 def test_other_modalities_are_not_fetched(pacs: Orthanc, tmp_path: Path, write_series: Write) -> None:

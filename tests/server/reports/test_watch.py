@@ -41,7 +41,7 @@ class Brains:
 
     def __init__(self, tmp_path: Path) -> None:
         self.file, self.folder = tmp_path / "fed.yaml", tmp_path / "brains"
-        self.federation = provision.Federation(name="brains", address="fed.example.org:9443")
+        self.federation = provision.FederationFile(name="brains", address="fed.example.org:9443")
         self.file.write_text("name: brains\naddress: fed.example.org:9443\n")
         list(provision.provision(self.federation, self.folder))
         for name in ("north", "south"):

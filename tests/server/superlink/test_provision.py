@@ -22,7 +22,7 @@ from shared.config.site import Site
 from shared.crypto import keys
 from shared.errors import ConfigError, FederationError
 
-FEDERATION = provision.Federation(name="brains", address="fed.example.org:9443")
+FEDERATION = provision.FederationFile(name="brains", address="fed.example.org:9443")
 
 
 def site(name: str, tmp_path: Path) -> Site:
