@@ -216,7 +216,7 @@ class Experiment(Record):
     """One federation, whole.
 
     name      of the run, for its folder and its reports
-    seed      of whatever may be repeatable: phantoms, the held-out part, first weights, drawn images. Of privacy's noise only with `--repeatable`
+    seed      of phantoms, the held-out part, first weights and drawn images; of privacy's noise only with `--repeatable`
     sites     the hospitals' files as a list, in a simulation with `data: sites`; see "The site's file"
     data      "phantoms", a folder class/patient/*.png|jpg, or "sites" when `sites` lists real ones
     classes   the labels in order; each maps to a label of the base ("healthy", ...) or to "any" (no label)
