@@ -73,7 +73,7 @@ def option(param: click.Parameter) -> str:
 def commands() -> str:
     """Every command with its arguments and options."""
     typer.core.HAS_RICH = False
-    start = ["Every command explains itself: `fedsynth COMMAND --help`. This page says the same.", ""]
+    start = ["Every command explains itself with `--help`. This page says the same.", ""]
     return "\n".join(["# Commands", "", *start, *walk(cli.build(), "fedsynth", 2)])
 
 
