@@ -17,7 +17,7 @@ from typing import Any
 import click
 import typer
 from pydantic import BaseModel
-from settings_page import cell, code, configuration, first, said
+from settings_page import KEYS, cell, code, configuration, first, said
 from typer.core import TyperArgument
 
 import fedsynth
@@ -40,7 +40,7 @@ def walk(command: click.Command, words: str, level: int) -> list[str]:
         )
     rows = [option(param) for param in command.params if "--help" not in param.opts]
     if rows:
-        lines += ["| | what it is | default |", "|---|---|---|", *rows, ""]
+        lines += [KEYS, "", "| | what it is | default |", "|---|---|---|", *rows, "", "</div>", ""]
     if isinstance(command, click.Group):
         for name in sorted(command.commands):
             inner = cli.load(name) if words == "fedsynth" and name in cli.COMMANDS else command.commands[name]

@@ -40,6 +40,7 @@ PATTERNS = {
     _pattern(Dimse, "called_ae"): "of at most 16 characters, without blanks at its ends",
     Policy.model_json_schema()["properties"]["signers"]["items"]["pattern"]: "of 64 hexadecimal digits",
 }
+KEYS = '<div class="keys" markdown>'  # style.css shows such a table as a list where the screen is narrow
 # A file of settings: its title, its record, what it is
 FILES: tuple[tuple[str, type[BaseModel], str], ...] = (
     ("The experiment", Experiment, "What the coordinator or researcher writes: `fedsynth simulate EXPERIMENT.yaml`."),
@@ -92,6 +93,8 @@ def code(value: object) -> str:
         text = {None: "none", True: "true", False: "false"}[value]
     elif isinstance(value, list | tuple):
         text = f"[{', '.join(map(str, value))}]"
+    elif isinstance(value, dict):
+        text = f"{{{', '.join(f'{key}: {its}' for key, its in value.items())}}}"
     else:
         text = str(value)
     return f"`{text or chr(34) * 2}`".replace("|", "\\|")
@@ -151,7 +154,7 @@ def keys(record: type[BaseModel], at: str = "") -> Iterator[tuple[str, type[Base
 def table(record: type[BaseModel], path: str = "") -> list[str]:
     """The keys of one record: what each may be, its default, its words."""
     words, schema = said_of(record), record.model_json_schema()["properties"]
-    lines = ["| key | what may stand there | default | what it says |", "|---|---|---|---|"]
+    lines = [KEYS, "", "| key | what may stand there | default | what it says |", "|---|---|---|---|"]
     for name, field in record.model_fields.items():
         default = "must be given" if field.is_required() else code(schema[name].get("default"))
         if kind_of(schema[name]).startswith("record"):
@@ -165,7 +168,7 @@ def table(record: type[BaseModel], path: str = "") -> list[str]:
             what = what.replace("record", f"[its keys](#{place})")
         about = words.get(name) or first(inner.__doc__ if inner is not None else "")
         lines.append(f"| `{name}` | {what} | {default} | {cell(about)} |")
-    return [*lines, ""]
+    return [*lines, "", "</div>", ""]
 
 
 def section(record: type[BaseModel], path: str, level: int) -> list[str]:

@@ -35,7 +35,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from client.deidentification.manifest import Reason
 from privacy.noise import SecureRandom
 
-# Files that take long (`--durations` says how long): whole federations, trainings, a PACS, a browser. `make test-fast` leaves them out
+# Files that take long (`--durations`): whole federations, trainings, a PACS, a browser. `make test-fast` leaves them out
 SLOW = {
     "client/deidentification/test_defacing.py",
     "client/deidentification/test_suite_face.py",

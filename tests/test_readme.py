@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 PAPERS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = "\n".join(path.read_text(encoding="utf-8") for path in PAPERS)
 # A line of a block of commands, or a whole command in the text; what comes after # is for people
-LINES = sorted(set(re.findall(r"^(fedsynth [^#>|\n]+)", TEXT, re.M)) | set(re.findall(r"`(fedsynth [^`]+)`", TEXT)))
+BLOCKS = "".join(re.findall(r"^```\w*\n(.*?)^```", TEXT, re.M | re.S))
+LINES = sorted(set(re.findall(r"^(fedsynth [^#>|\n]+)", BLOCKS, re.M)) | set(re.findall(r"`(fedsynth [^`\n]+)`", TEXT)))
 
 
 @pytest.fixture(scope="module")
