@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import typer
 from pydantic import BaseModel
 from settings_page import KEYS, cell, code, configuration, first, said
 from typer.core import TyperArgument
@@ -72,7 +71,6 @@ def option(param: click.Parameter) -> str:
 
 def commands() -> str:
     """Every command with its arguments and options."""
-    typer.core.HAS_RICH = False
     start = ["Every command explains itself with `--help`. This page says the same.", ""]
     return "\n".join(["# Commands", "", *start, *walk(cli.build(), "fedsynth", 2)])
 

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -22,6 +23,14 @@ from shared import cli
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 FROM_ELSEWHERE = re.compile(r"<(?:script|img|link|iframe)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_plugins() -> Iterator[None]:
+    """What other tests of this process have loaded is no part of the program."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shared.plugins._LOADED", {})
+        yield
 
 
 @pytest.fixture(scope="module")
