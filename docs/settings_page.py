@@ -35,6 +35,7 @@ def _pattern(record: type[BaseModel], name: str) -> str:
 PATTERNS = {
     SITE_NAME: "of at most 40 small letters, digits and hyphens",
     _pattern(Pretraining, "name"): "of small letters, digits and hyphens",
+    _pattern(Site, "default_issuer"): "without blanks at its ends",
     _pattern(Federation, "address"): "like `host:port`",
     _pattern(Federation, "listen"): "that is an IP address",
     _pattern(Dimse, "called_ae"): "of at most 16 characters, without blanks at its ends",
@@ -125,7 +126,7 @@ def kind_of(schema: dict[str, Any]) -> str:
     bounds = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
     limits = [f"{sign} {plainly(schema[key])}" for key, sign in bounds.items() if key in schema]
     if "maxLength" in schema:
-        limits.append(f"at most {schema['maxLength']} characters")
+        limits.append(f"of at most {schema['maxLength']} characters")
     if schema.get("pattern"):
         limits.append(PATTERNS.get(schema["pattern"], f"like {code(schema['pattern'])}"))
     return " ".join([words, " and ".join(limits)]).strip()
@@ -156,7 +157,8 @@ def table(record: type[BaseModel], path: str = "") -> list[str]:
     words, schema = said_of(record), record.model_json_schema()["properties"]
     lines = [KEYS, "", "| key | what may stand there | default | what it says |", "|---|---|---|---|"]
     for name, field in record.model_fields.items():
-        default = "must be given" if field.is_required() else code(schema[name].get("default"))
+        given = {} if field.default_factory is dict else schema[name].get("default")
+        default = "must be given" if field.is_required() else code(given)
         if kind_of(schema[name]).startswith("record"):
             default = default if field.is_required() or field.default is None else "the defaults of its keys"
         default = "empty" if default in ("`[]`", "`{}`", '`""`') else default

@@ -23,7 +23,8 @@ class Site(Record):
     """What one hospital says about itself; the hospital's own file, never sent.
 
     name            of the hospital, as it stands in reports and messages
-    data, pacs      folder to read; or an archive to fetch DICOM from, instead of it
+    data            folder to read
+    pacs            an archive to fetch DICOM from, instead of `data`
     format          "dicom", "nifti", or "images" (class/patient/*.png|jpg)
     modality        a name of shared/modalities, such as "mr" or "ct" (heads); a file of another modality is refused
     people          of NIfTI and images: how a path says whose a file is. "auto": by `sub-01`, a person's word and number, or a
