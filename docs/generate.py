@@ -66,7 +66,8 @@ def option(param: click.Parameter) -> str:
         and isinstance(param.default, str | int | float | Path)
     ):
         default = code(param.default)
-    return f"| `{names}` | {cell('; '.join(filter(None, [about.removesuffix('.') if limits else about, ' and '.join(limits)])))} | {default} |"
+    words = [about.removesuffix(".") if limits else about, " and ".join(limits)]
+    return f"| `{names}` | {cell('; '.join(filter(None, words)))} | {default} |"
 
 
 def commands() -> str:
