@@ -1,13 +1,15 @@
 # make simulate   three made-up hospitals, whole way through; ends by printing where the report is
 # make test       the tests
+# make test-fast  those that are quick, in less than two minutes
 # make check      ruff, mypy --strict, import-linter
+# make docs       the documentation, into out/site; its pages of settings, commands and functions are made from the program first
 # make lock       constraints.txt anew after a change of pyproject.toml: keeps the versions that are there, adds what is missing
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: simulate test check install lock clean
+.PHONY: simulate test test-fast check docs install lock clean
 .DEFAULT_GOAL := simulate
 
 simulate: install
@@ -16,10 +18,19 @@ simulate: install
 test: install
 	$(BIN)/pytest
 
+# Files of one federation stay together: their tests tell one story
+test-fast: install
+	$(BIN)/pytest -m "not slow" -n auto --dist loadfile
+
+docs: install
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy docs/generate.py
 	$(BIN)/lint-imports
 
 install: $(VENV)/installed
@@ -34,12 +45,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --require-hashes --requirement $(VENV)/pip.txt
 	$(BIN)/pip install --quiet --no-deps "$$(grep -oE '^torch==[^ ]+' constraints.txt)"
 	$(BIN)/pip install --quiet --no-require-hashes --constraint constraints.txt --build-constraint constraints.txt \
-	  --editable . --group dev
+	  --editable . --group dev --group docs
 	touch $@
 
 lock: install
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
-	  --custom-compile-command "make lock" --all-extras --group dev --group build --output-file constraints.txt pyproject.toml
+	  --custom-compile-command "make lock" --all-extras --group dev --group docs --group build --output-file constraints.txt pyproject.toml
 
 clean:
 	rm -rf $(VENV) out

@@ -22,7 +22,7 @@ from privacy.ledger import Drawn, Ledger, Mark, ReservedPlan, checked_records, d
 from shared.config.experiment import Experiment
 from shared.config.site import Site
 
-DECIDES = {"name", "classes", "base", "network", "training", "privacy"}  # of an experiment: what its noise protects
+DECIDES = {"name", "classes", "base", "model", "training", "privacy"}  # of an experiment: what its noise protects
 
 
 def plan(experiment: Experiment, noise_multiplier: float) -> ReservedPlan:

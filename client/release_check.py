@@ -28,7 +28,8 @@ from client.admission import Question, model_of
 from client.dataset import Patient
 from privacy import copies, membership_inference
 from privacy.accounting import best_attack
-from shared.config.experiment import Experiment, Gate
+from shared.config.experiment import Experiment
+from shared.config.gate import Gate
 from shared.models.device import device_for
 
 ENOUGH = 200  # patients on either side, for the upper end of the membership interval

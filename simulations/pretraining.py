@@ -17,8 +17,9 @@ Fraction01 = Annotated[float, Field(ge=0, le=1)]
 
 
 class Phase(Record):
-    """A stretch of the training, up to and without step `until`.
+    """A stretch of the training.
 
+    until          the step at which it ends, counted from the beginning of the training
     kl             weight of the latent's Kullback-Leibler term (Kingma & Welling 2014); strong at first, so that the U-Net
                    learns to draw without leaning on the latent, then weak, so that the latent says what an image is like
     label_dropout  probability of hiding the label alone, so that "any" goes with a latent
@@ -32,7 +33,20 @@ class Phase(Record):
 
 
 class Pretraining(Record):
-    """Settings of a base. `condition_dropout`: probability of hiding label and latent together, for guidance."""
+    """Settings of a base.
+
+    name               of the base, and of its three files
+    seed               of phantoms, first weights and noise: all of it is public
+    patients           phantoms that are drawn
+    slices_per_patient  of each phantom
+    phases             the stretches of the training, one after the other
+    batch              images a step
+    learning_rate      the full one, of which each phase takes shares
+    warmup_steps       at the start, while the rate grows from nothing
+    ema                how much of the running average of the weights stays at each step; the average is what is kept
+    condition_dropout  probability of hiding label and latent together, for guidance
+    checkpoint_every   steps between checkpoints, from which an interrupted training goes on
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     seed: Annotated[int, Field(ge=0)] = 0

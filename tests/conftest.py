@@ -35,6 +35,38 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from client.deidentification.manifest import Reason
 from privacy.noise import SecureRandom
 
+# Files that take long (`--durations`): whole federations, trainings, a PACS, a browser. `make test-fast` leaves them out
+SLOW = {
+    "client/deidentification/test_defacing.py",
+    "client/deidentification/test_suite_face.py",
+    "client/deidentification/test_suite_runs.py",
+    "client/deidentification/test_text.py",
+    "client/pacs/test_dicomweb.py",
+    "client/pacs/test_pacs.py",
+    "client/pacs/test_pull.py",
+    "client/readers/test_resume.py",
+    "client/supernode/test_isolation.py",
+    "client/supernode/test_landlock.py",
+    "client/supernode/test_prefork.py",
+    "client/test_audit_run.py",
+    "client/test_fuzz.py",
+    "client/test_real.py",
+    "contracts/test_models.py",
+    "privacy/test_audit.py",
+    "privacy/test_ledger.py",
+    "server/evaluation/test_utility.py",
+    "server/reports/test_review.py",
+    "server/reports/test_watch.py",
+    "server/superlink/test_jobs.py",
+    "server/superlink/test_serve.py",
+    "shared/test_cli.py",
+    "simulations/test_audit.py",
+    "simulations/test_faults.py",
+    "simulations/test_federation.py",
+    "simulations/test_guardian.py",
+    "simulations/test_network.py",
+    "simulations/test_real.py",
+}
 KEY = bytes(range(32))
 ROOT = "1.2.826.0.1.3680043.8.498.7"
 
@@ -238,7 +270,6 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.hookimpl(trylast=True)  # after the order has been shuffled
 class Browser:
     """A real chromium, by its own debugging protocol."""
 
@@ -304,6 +335,12 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
     found.close()
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.path.relative_to(Path(__file__).parent).as_posix() in SLOW:
+        item.add_marker("slow")
+
+
+@pytest.hookimpl(trylast=True)  # after the order has been shuffled
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `in_order` tell one story about one set of processes: they keep the order of their file."""
     places = [place for place, item in enumerate(items) if item.get_closest_marker("in_order")]

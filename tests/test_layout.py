@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from pathlib import Path
 
 ROOMS = {"shared", "privacy", "client", "server", "simulations"}
@@ -32,3 +33,11 @@ def test_every_file_stays_small_enough_to_read() -> None:
 def test_no_drawer_is_named_utils() -> None:
     root = Path(__file__).parent.parent
     assert not [p for room in ROOMS for p in (root / room).rglob("*.py") if p.stem in {"utils", "helpers", "common"}]
+
+
+def test_every_file_that_is_called_slow_is_there() -> None:
+    tests = Path(__file__).parent
+    source = (tests / "conftest.py").read_text(encoding="utf-8")
+    named = re.findall(r'"([\w/]+/test_\w+\.py)"', source.partition("SLOW = {")[2].partition("}")[0])
+    assert len(named) == len(set(named)) > 10
+    assert [name for name in named if not (tests / name).is_file()] == []

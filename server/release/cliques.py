@@ -22,7 +22,7 @@ from privacy.copies import TAU, pixels
 from server.evaluation.heldout import Heldout
 from server.release.draw import Draws
 from server.release.quality import Check
-from shared.config.experiment import Gate
+from shared.config.gate import Gate
 
 SIZE = 10  # images of a clique
 BLOCK = 2048

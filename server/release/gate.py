@@ -35,7 +35,7 @@ from server.evaluation.heldout import Heldout
 from server.release.cliques import cliques
 from server.release.draw import Draws
 from server.release.quality import SEEN, Check, classes, diversity, likeness, sharpness
-from shared.config.experiment import Gate
+from shared.config.gate import Gate
 from shared.errors import in_words
 from shared.files import write_bytes
 

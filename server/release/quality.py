@@ -13,7 +13,7 @@ import numpy as np
 
 from server.evaluation.heldout import Heldout
 from server.metrics import similarity
-from shared.config.experiment import Gate
+from shared.config.gate import Gate
 
 SEEN = 500  # drawn images that the central checks look at, spread over all
 BOOTSTRAP = 200

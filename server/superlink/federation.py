@@ -16,6 +16,7 @@ from shared.config.site import SiteName
 class FederationFile(Record):
     """FEDERATION.yaml.
 
+    name      of the federation; its keys and journal lie in a folder of this name
     address   host:port that the hospitals connect to; the certificate is made for this host
     listen    address of this machine to listen on; port 0 of `address` is not allowed
     """

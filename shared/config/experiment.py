@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
+from shared.config.gate import Gate
 from shared.config.model import ADAPTERS, ModelSettings, settings_last, unless_unknown
 from shared.config.record import ModalityName, Positive, PositiveFloat, Record
 from shared.config.site import Site, SiteName
@@ -21,14 +22,12 @@ from shared.modalities.base import DEFAULT, modality
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0.01, le=100)]
 Sampler = Literal["ddim", "dpm++", "ddpm"]
-CheckName = Literal[
-    "privacy", "sites", "audit", "classes", "diversity", "sharpness", "likeness", "cliques", "copies and membership"
-]  # fmt: skip
 
 
 class Cohort(Record):
     """How a simulation makes its hospitals. Ignored where `Experiment.sites` names real ones.
 
+    sites               how many hospitals are made
     patients_per_site   patients of each site; for a folder of images, all that are not held out are dealt out
     heldout_patients    patients kept centrally for evaluation, disjoint from every site
     slices_per_patient  axial slices kept of each patient, spread evenly over the usable range
@@ -46,7 +45,12 @@ class Training(Record):
     """The local loop. One patient is one micro-batch: `slices` x `draws` noised slices, one gradient.
 
     trainable   which parameters a site trains and sends: the name of an adapter (shared/adapters/)
-    steps       optimiser steps a round
+    rounds      how often all sites train and their updates are combined
+    steps       optimiser steps of a site in each round
+    slices      of a patient that a step looks at
+    draws       of noise for each of these slices: more draws make a patient's gradient steadier, and cost time
+    optimizer   of a site's own steps
+    learning_rate  of these steps; there is no momentum in "sgd"
     condition_dropout  probability that a draw hides label and latent, so that guidance works
     """
 
@@ -79,8 +83,10 @@ class Privacy(Record):
     """What a patient reveals. Unit: the patient; neighbouring relation: add or remove all data of one patient.
 
     epsilon         target over all rounds of this run; none trains without privacy and can never be released as private
+    delta           probability with which epsilon may fail to hold; a site refuses one that is larger than its own
     sampling_rate   probability that a patient takes part in a step (Poisson sampling)
     max_grad_norm   L2 bound of one patient's gradient
+    clipping        "fixed" shortens a gradient that is longer than the bound; "automatic" brings every gradient near the bound
     expected_patients  public constant that divides each step's sum (times `sampling_rate`); none: the simulation's
                     `cohort.patients_per_site`. Never a site's true patient count
     max_nsr         refuse to start above this noise-to-signal ratio
@@ -107,9 +113,11 @@ class Federation(Record):
     aggregation      the rule, by the name of its file in server/aggregation: "mean" of updates with public weights; "median",
                      "trimmed-mean", "krum" and "multi-krum" withstand `assumed_bad_sites` sites that send nonsense. A rule that has
                      more settings is given as {rule: name, setting: value}
+    assumed_bad_sites  how many sites may send nonsense, for the rules that withstand it
     weights          how much a site counts in "mean" and "multi-krum", by its name, 0.01 to 100; who is not named counts 1. The
                      coordinator's to say, public (every site is sent it), and never derived from patient counts
     server_optimizer what is done with the combined update: "average" adds it, "momentum" (FedAvgM), "adam" (FedAdam)
+    server_learning_rate  factor on the combined update, by which it is added
     proximal         FedProx's mu: pulls a site's parameters back to the received ones in every step (Li et al. 2020, equation 2)
     """
 
@@ -133,7 +141,14 @@ class Federation(Record):
 
 
 class Performance(Record):
-    """Speed and memory. Nothing here changes what a patient reveals."""
+    """Speed and memory. Nothing here changes what a patient reveals.
+
+    device          where it is computed; "auto" takes a GPU where there is one
+    precision       of activations; "bfloat16" is faster where the processor knows it
+    compile         let torch compile the model: slower to start, faster afterwards
+    threads         of a process; 0: torch decides
+    sampling_batch  images drawn at the same time; less takes less memory
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -145,6 +160,9 @@ class Performance(Record):
 class Evaluation(Record):
     """Central evaluation on held-out patients. `every`: rounds between evaluations; round 0 and the last always.
 
+    samples     images that are drawn for an evaluation, over all classes
+    sampler, sampler_steps, guidance  how they are drawn, as in `release`
+    bootstrap   resamples for each interval
     metrics     what is measured, by the names of the metrics' files in server/metrics, in this order
     select_by   the metric that says which round is best; one of `metrics`
     utility   once, on the best round's images: what classifiers that saw them alone know of real patients; half a minute
@@ -170,38 +188,13 @@ class Evaluation(Record):
         return self
 
 
-class Gate(Record):
-    """What a release must pass; every threshold with its reason. `required`: checks that must have run and passed.
-
-    "audit" is one more: it wants the result of `fedsynth privacy audit --out RUN` in the run's folder, and takes minutes
-
-    collapse         largest lower end of the MS-SSIM diversity gap: drawn images may not be clearly more alike than patients are
-    sharpness        the power of fine detail (above a quarter of the sampling rate) in drawn images over that in real ones: at
-                     least this much, and at most its inverse. A blur leaves a tenth, noise gives thirty times as much
-    likeness         least NN-SSIM to held-out patients, as a share of what real images of other patients score
-    classes          how far, of the way from chance to what real images reach, drawn classes must be told apart. Only where
-                     real held-out classes can be told apart at all
-    cliques          images that may lie in groups of ten which are all more alike than two held-out patients are
-    copies           near-copies of training patients that a site may find among the proposed images (correlation 0.99, SSIM 0.98)
-    closer_share     largest lower end of the share of images nearer to training than to held-out patients; without copying 0.5
-    membership_auc   largest AUC of membership inference, or what differential privacy allows, whichever is smaller
-    """
-
-    required: tuple[CheckName, ...] = ("privacy", "sites", "classes", "diversity", "sharpness", "likeness", "cliques",
-                                       "copies and membership")  # fmt: skip
-    collapse: Annotated[float, Field(ge=0, le=1)] = 0.1
-    sharpness: Fraction = 0.25
-    likeness: Annotated[float, Field(ge=0, le=1)] = 0.25
-    classes: Annotated[float, Field(ge=0, le=1)] = 0.25
-    cliques: Annotated[int, Field(ge=0)] = 0
-    copies: Annotated[int, Field(ge=0)] = 0
-    closer_share: Annotated[float, Field(ge=0.5, le=1)] = 0.53
-    membership_auc: Annotated[float, Field(ge=0.5, le=1)] = 0.6
-
-
 class Release(Record):
     """What is published, and when it is refused.
 
+    images_per_class how many are drawn of each class
+    sampler          "dpm++" and "ddim" take a few steps, "ddpm" is meant for 1000; a model that needs none leaves it aside
+    sampler_steps    calls of the network for each image, twice that where `guidance` is not 1
+    guidance         1 draws as the model learned; more draws images that are more like their class, and less varied
     epsilon_cap      refuse when any site's epsilon per patient is larger
     minimum_sites    refuse when fewer sites contributed to every round; none: all of them must
     watermark        add an invisible mark that `fedsynth detect` finds (server/release/watermark.py says what it can do)
@@ -222,6 +215,9 @@ class Release(Record):
 class Experiment(Record):
     """One federation, whole.
 
+    name      of the run, for its folder and its reports
+    seed      of phantoms, the held-out part, first weights and drawn images; of privacy's noise only with `--repeatable`
+    sites     the hospitals' files as a list, in a simulation with `data: sites`; see "The site's file"
     data      "phantoms", a folder class/patient/*.png|jpg, or "sites" when `sites` lists real ones
     classes   the labels in order; each maps to a label of the base ("healthy", ...) or to "any" (no label)
     modality  of the images, a name of shared/modalities; a site whose cohort has another takes no part

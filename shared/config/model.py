@@ -20,7 +20,12 @@ ADAPTERS: Registry[Any] = Registry("shared.adapters", "Adapter", "training.train
 
 
 class ModelSettings(Record):
-    """What every kind has. `image_channels`: 1 for grey images, 3 for colour."""
+    """What every kind has.
+
+    kind            the name of the model's file in shared/models
+    image_size      pixels a side of an image
+    image_channels  1 for grey images, 3 for colour
+    """
 
     kind: str
     image_size: Literal[16, 32, 64, 128, 256] = 64

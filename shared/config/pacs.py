@@ -28,8 +28,10 @@ class Dicomweb(Record):
     url             of the service, e.g. https://pacs.example/dicom-web
     token_file      file that holds an OAuth bearer token; read anew for each request, so that it may be refreshed
     token_variable  variable of the environment that holds the token instead
-    certificate     PEM of this client's certificate, and `key` its private key, for mutual TLS
+    certificate     PEM of this client's certificate, for mutual TLS
+    key             PEM of its private key
     ca              PEM of the authority that signed the PACS's certificate; none: the public ones
+    allow_unencrypted  also without TLS to another machine: the network is trusted
     """
 
     url: str
@@ -59,13 +61,19 @@ class Dicomweb(Record):
 class Dimse(Record):
     """A PACS that speaks DIMSE (PS3.4, annex C): C-FIND to search, C-MOVE to have it send the images here.
 
-    host, port     of the PACS; `called_ae` its application entity (AE) title
+    host           name or address of the PACS
+    port           of the PACS
+    called_ae      the PACS's application entity (AE) title
     calling_ae     our own title, which the PACS must know together with our address and `listen_port`
+    listen_port    the port of this machine that the PACS sends to
     listen_host    our own address that the PACS sends to; this machine alone by default
     peers          AE titles that may send to us, each with its address; none: `called_ae` at `host`. Without TLS a title
                    and an address are claims, not proofs
-    certificate    PEM of our certificate, `key` its private key, `ca` the PEM that signed the PACS's: all three turn TLS on, in
-                   both directions and with both sides' certificates checked
+    certificate    PEM of our certificate. With `key` and `ca` it turns TLS on, in both directions and with both sides'
+                   certificates checked
+    key            PEM of our private key
+    ca             PEM of the authority that signed the PACS's certificate
+    allow_unencrypted  also without TLS to another machine: the network is trusted
     """
 
     host: str
@@ -101,7 +109,8 @@ class Pacs(Record):
     patients               file of the patients to fetch: one identifier a line, or CSV with the columns patient_id[,issuer]
     requests_per_second    searches and retrievals, at most
     instances_per_second   images, at most
-    tries                  how often a request is made before the PACS counts as silent; waits double from `first_wait_s`
+    tries                  how often a request is made before the PACS counts as silent
+    first_wait_s           seconds before the second try; each later wait is twice as long
     timeout_s              seconds without any answer
     """
 

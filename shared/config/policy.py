@@ -13,7 +13,8 @@ from shared.config.record import Positive, PositiveFloat, Record
 class Policy(Record):
     """What one hospital permits, beyond its budget. Only its own file can say so; nothing that arrives widens it.
 
-    rounds, steps   the most of one run; steps are counted over all its rounds
+    rounds          the most of one run
+    steps           the most of one run, over all its rounds
     models          kinds of model that may be trained, by name; empty: any that the approved code holds
     parts           what may be trained of it, and leave, by the name of its adapter; empty: any that the approved code holds
     bases           bases that may be trained on, by name; empty: any that is installed here
@@ -21,7 +22,7 @@ class Policy(Record):
     signatures      how many different signers must have approved an app bundle before it may run
     signers         fingerprints (64 hexadecimal digits) of the Ed25519 keys that may approve; empty: the node's own key
     largest_norm    the largest `privacy.max_grad_norm`
-    learning_rate   the largest
+    learning_rate   the largest `training.learning_rate`
     weight          the largest absolute value of a received weight
     pictures        the most slices times draws of one patient in a step: what a step costs, in time and memory
     parameters      the most numbers that a model may have

@@ -22,7 +22,9 @@ SiteName = Annotated[str, Field(pattern=SITE_NAME)]
 class Site(Record):
     """What one hospital says about itself; the hospital's own file, never sent.
 
-    data, pacs      folder to read; or an archive to fetch DICOM from, instead of it
+    name            of the hospital, as it stands in reports and messages
+    data            folder to read
+    pacs            an archive to fetch DICOM from, instead of `data`
     format          "dicom", "nifti", or "images" (class/patient/*.png|jpg)
     modality        a name of shared/modalities, such as "mr" or "ct" (heads); a file of another modality is refused
     people          of NIfTI and images: how a path says whose a file is. "auto": by `sub-01`, a person's word and number, or a
@@ -34,6 +36,7 @@ class Site(Record):
     face_removal    "required" keeps the brain of T1-weighted heads and withholds all in doubt ("images" are refused); "none"
                     is the hospital's word that the input holds no face, or that it accepts the risk: slices never leave
     text_check      "required" withholds a series with text in its pixels; "none" is the hospital's word that there is none
+    minimum_slices  a volume with fewer slices of the brain is withheld
     epsilon_cap     the most that any patient of this site may ever spend, over all runs of the cohort; null: no cap, also
                     training without privacy is allowed (rehearsals on public data only)
     delta           at which the cap holds, and the largest that is accepted from an experiment; none: 1e-5, or with more than

@@ -18,7 +18,14 @@ from shared.config.record import Positive, Record
 
 
 class UNet(Record):
-    """Settings of the U-Net and its conditions. `channels`: at the resolutions of the code, of half of it, ..."""
+    """Settings of the U-Net and its conditions.
+
+    channels          at the resolutions of the code, of half of it, ...
+    blocks_per_level  residual blocks at each of them
+    latents           numbers that say what an image is like, as a condition
+    encoder_channels  of the small network that finds them
+    groups            of each group normalisation; every entry of `channels` is a multiple of it
+    """
 
     channels: Annotated[tuple[Positive, ...], Field(min_length=1)] = (64, 128, 128)
     blocks_per_level: Positive = 1

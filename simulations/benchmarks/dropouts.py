@@ -95,7 +95,7 @@ def once(out: Path, rounds: int, sites: int, rate: float, rng: random.Random) ->
         {
             "name": "dropouts",
             "base": "none",
-            "network": {"image_size": SIZE, "channels": (8, 16), "groups": 4, "latents": 4, "encoder_channels": 8},
+            "model": {"image_size": SIZE, "channels": (8, 16), "groups": 4, "latents": 4, "encoder_channels": 8},
             "cohort": {"sites": sites, "patients_per_site": PATIENTS},
             "training": {"trainable": "appearance", "rounds": rounds, "steps": 2},
             "privacy": {"epsilon": 4, "max_nsr": 1e6},

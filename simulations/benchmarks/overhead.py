@@ -173,7 +173,7 @@ def main() -> None:
         training = small.training.model_copy(update={"rounds": options.rounds, "steps": 2})
         small = small.model_copy(update={"training": training})
         if options.large:
-            tree = small.model_dump(mode="json") | {"network": NETWORK}
+            tree = small.model_dump(mode="json") | {"model": NETWORK}
             tree["training"]["trainable"] = "full"
             small = Experiment.model_validate(tree)
         net = stack.enter_context(federation(_folder(folder / "ours"), small, **SITE))

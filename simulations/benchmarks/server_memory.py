@@ -70,7 +70,7 @@ def measure(folder: Path, sites: int, at_once: int) -> tuple[float, float, float
         {
             "name": "memory",
             "base": "none",
-            "network": NETWORK,
+            "model": NETWORK,
             "cohort": {"sites": sites},
             "training": {"trainable": "full", "rounds": ROUNDS, "steps": 1},
             "privacy": {"epsilon": None},

@@ -130,3 +130,12 @@ def test_a_run_that_fits_at_its_own_delta_may_not_fit_at_the_sites(tmp_path: Pat
     planned = accounting.noise_multiplier_for(epsilon=8.0, delta=1e-6, sampling_rate=1.0, steps=1)
     assert charge(site(), work(tmp_path / "b"), *people, noise=planned, delta=1e-6) <= 8
     assert charge(site(delta=1e-5), work(tmp_path / "c"), *people, noise=noise) <= 8
+
+
+@pytest.mark.parametrize(
+    "change", [{"model": {"blocks_per_level": 2}}, {"training": {"steps": 2}}, {"base": "none", "training": {"trainable": "full"}}]
+)  # fmt: skip
+def test_a_run_with_another_model_training_or_base_is_another_plan(change: dict[str, Any]) -> None:
+    assert set(Experiment.model_fields) >= budget.DECIDES, "each is a key of the experiment, as it is called today"
+    one, other = (Experiment.model_validate({"name": "t", **tree}) for tree in ({}, change))
+    assert budget.plan(one, 20.0).key != budget.plan(other, 20.0).key

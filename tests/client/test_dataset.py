@@ -75,7 +75,7 @@ def test_a_cohort_that_fits_is_taken() -> None:
 
 @pytest.mark.parametrize(("other", "setting", "said"), [
     ({"modality": "ct"}, "modality", "the cohort is of ct, the experiment of mr: take part with a site file"),
-    ({"channels": 3}, "modality", "has images of 3 channels, the experiment of 1: run `fedsynth client ingest` again"),
+    ({"channels": 3}, "model.image_channels", "has images of 3 channels, the experiment of 1: run `fedsynth client ingest` again"),
     ({"image_size": 16}, "model.image_size", "has images of 16 pixels, the experiment wants 64: .*--image-size 64"),
     ({"classes": ("b", "a")}, "classes", "was made with the classes b, a, the experiment has a, b: .*--classes in that order"),
     ({"pipeline": PIPELINE + 1}, "", f"was made by pipeline {PIPELINE + 1}, this version is pipeline {PIPELINE} .* again"),

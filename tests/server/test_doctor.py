@@ -80,7 +80,9 @@ def test_a_federation_in_order_is_good_but_for_the_server_that_is_not_started(
     assert {w for w, s in states(federation, tmp_path / "brains").items() if s != "good"} == {"port"}
 
 
-def test_a_running_server_is_asked_through_tls_and_found_good(federation: provision.FederationFile, tmp_path: Path) -> None:
+def test_a_running_server_is_asked_through_tls_and_found_good(
+    federation: provision.FederationFile, tmp_path: Path
+) -> None:
     with serving(federation, tmp_path / "brains"):
         found = states(federation, tmp_path / "brains")
     assert set(found.values()) == {"good"}

@@ -355,7 +355,14 @@ def test_the_command_says_what_would_be_fetched(pacs: Orthanc, tmp_path: Path) -
     assert said.exit_code == 0 and "of 4 wanted patients it has 3 with MR images" in said.output
     assert "128 instances: 8 series of 4 studies" in said.output and WORD not in said.output
     said = CliRunner().invoke(cli.app, ["pacs", str(tmp_path / "site.yaml"), "--json"])
-    assert json.loads(said.stdout) == {"modality": "MR", "patients": 4, "found": 3, "studies": 4, "series": 8, "instances": 128}
+    assert json.loads(said.stdout) == {
+        "modality": "MR",
+        "patients": 4,
+        "found": 3,
+        "studies": 4,
+        "series": 8,
+        "instances": 128,
+    }
 
 
 def test_other_modalities_are_not_fetched(pacs: Orthanc, tmp_path: Path, write_series: Write) -> None:

@@ -19,7 +19,8 @@ from server.release.draw import Draws
 from server.release.gate import Decision
 from server.release.quality import Check
 from server.release.release import ReleaseStatement
-from shared.config.experiment import Gate, Release
+from shared.config.experiment import Release
+from shared.config.gate import Gate
 from shared.errors import ReleaseRefused
 
 CLASSES = ("healthy", "lesion")
