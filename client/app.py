@@ -11,6 +11,10 @@ used contributes nothing, and where training fails as a whole, what leaves is no
 
 from __future__ import annotations
 
+from shared import libraries  # noqa: F401 - first of all, see there
+
+# isort: split
+
 import dataclasses
 import hashlib
 import logging

@@ -6,6 +6,10 @@ gone. A disk without room ends the run with that reason; asked for again, it goe
 
 from __future__ import annotations
 
+from shared import libraries  # noqa: F401 - first of all, see there
+
+# isort: split
+
 import errno
 import fcntl
 import json

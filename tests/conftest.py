@@ -36,12 +36,40 @@ from client.deidentification.manifest import Reason
 from privacy.noise import SecureRandom
 
 # Files that take long (`--durations`): whole federations, trainings, a PACS, a browser. `make test-fast` leaves them out
-SLOW = {
+FIRST = (  # files that take minutes, begun first so that no worker ends with one of them alone
+    "simulations/test_faults.py",
+    "simulations/test_real.py",
+    "simulations/test_federation.py",
+    "client/test_real.py",
+    "simulations/test_network.py",
+    "client/deidentification/test_text.py",
     "client/deidentification/test_defacing.py",
+    "client/test_fuzz.py",
+)
+SLOW = {
+    *FIRST,
     "client/deidentification/test_suite_face.py",
     "client/deidentification/test_suite_runs.py",
-    "client/deidentification/test_text.py",
     "client/pacs/test_dicomweb.py",
+    "client/deidentification/test_ct.py",
+    "client/readers/test_ingest.py",
+    "client/readers/test_labels.py",
+    "client/readers/test_persons.py",
+    "client/deidentification/test_suite_subjects.py",
+    "client/test_leaks.py",
+    "client/test_release_check.py",
+    "client/test_cli.py",
+    "privacy/test_accounting.py",
+    "privacy/test_filters.py",
+    "privacy/test_properties.py",
+    "privacy/test_cli.py",
+    "server/evaluation/test_evaluate.py",
+    "server/evaluation/test_compare.py",
+    "server/release/test_gate.py",
+    "client/supernode/test_boundary.py",
+    "client/verification/test_verify.py",
+    "contracts/test_metrics.py",
+    "privacy/test_membership_inference.py",
     "client/pacs/test_pacs.py",
     "client/pacs/test_pull.py",
     "client/readers/test_resume.py",
@@ -49,8 +77,6 @@ SLOW = {
     "client/supernode/test_landlock.py",
     "client/supernode/test_prefork.py",
     "client/test_audit_run.py",
-    "client/test_fuzz.py",
-    "client/test_real.py",
     "contracts/test_models.py",
     "privacy/test_audit.py",
     "privacy/test_ledger.py",
@@ -61,11 +87,7 @@ SLOW = {
     "server/superlink/test_serve.py",
     "shared/test_cli.py",
     "simulations/test_audit.py",
-    "simulations/test_faults.py",
-    "simulations/test_federation.py",
     "simulations/test_guardian.py",
-    "simulations/test_network.py",
-    "simulations/test_real.py",
 }
 KEY = bytes(range(32))
 ROOT = "1.2.826.0.1.3680043.8.498.7"
@@ -347,3 +369,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     told = sorted((items[place] for place in places), key=lambda item: (str(item.path), item.location[1] or 0))
     for place, item in zip(places, told, strict=True):
         items[place] = item
+    turn = {file: place for place, file in enumerate(FIRST)}
+    items.sort(key=lambda item: turn.get(item.path.relative_to(Path(__file__).parent).as_posix(), len(FIRST)))

@@ -41,7 +41,7 @@ data: phantoms
 base: none
 model: {image_size: 16, channels: [8, 16], groups: 4, latents: 4, encoder_channels: 8}
 cohort: {sites: 2, patients_per_site: 4, heldout_patients: 4, slices_per_patient: 2}
-training: {trainable: appearance, rounds: 400, steps: 3000, learning_rate: 1.0e-6}
+training: {trainable: appearance, rounds: 400, steps: 1000, learning_rate: 1.0e-6}
 privacy: {epsilon: 4, max_nsr: 1000000}
 federation: {minimum_sites: 1, join_timeout_s: 15}
 evaluation: {samples: 24, sampler_steps: 2, bootstrap: 20, every: 1000}

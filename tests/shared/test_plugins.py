@@ -94,13 +94,14 @@ def test_who_runs_a_real_federation_refuses_plug_ins_and_so_does_a_simulation_th
     ],
 )
 def test_a_plug_in_that_cannot_be_loaded_is_one_sentence(tmp_path: Path, source: str | None, words: str) -> None:
+    before = {name for name in sys.modules if name.startswith("fedsynth_plugin_mine")}
     path = tmp_path / ("absent.py" if source is None else "mine.py")
     if source is not None:
         path.write_text(source)
     with pytest.raises(ConfigError, match=words):
         plugins.load(path)
     assert not plugins.loaded()
-    assert not [name for name in sys.modules if name.startswith("fedsynth_plugin_mine")]
+    assert {name for name in sys.modules if name.startswith("fedsynth_plugin_mine")} == before
 
 
 @pytest.mark.parametrize("named", ["mine.py", [3], {"a": "b"}])

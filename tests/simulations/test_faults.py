@@ -22,7 +22,7 @@ pytestmark = pytest.mark.in_order
 @pytest.fixture(scope="module")
 def struck(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunProbe, Cable]]:
     folder = tmp_path_factory.mktemp("faults")
-    settings = experiment(deadline_s=60.0, sites=3)
+    settings = experiment(deadline_s=90.0, sites=3)
     with federation(folder, settings, **SITE) as net:
         cable = through_a_cable(net, net.sites[2])
         net.serve()
