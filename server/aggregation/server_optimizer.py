@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from server.aggregation.base import Tensors
-from shared.models import weights
 from shared.config.experiment import Federation
 from shared.errors import FederationError, WeightsError
+from shared.models import weights
 
 FARTHEST = 2.0**20  # of one value of the model
 
