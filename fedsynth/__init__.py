@@ -132,8 +132,8 @@ def simulate(experiment: Experiment, out: str | Path, *, quiet: bool = False) ->
     quiet   print nothing
 
     Raises ReleaseRefused after the report is written, where the gate says no: the run is there all the same (`Run(out)`).
-    ConfigError where `out` holds another run; PrivacyError, WeightsError and DataError before anything is made; FederationError
-    where a round failed.
+    ConfigError where `out` holds another run; PrivacyError and WeightsError before anything is made; DataError where a hospital has
+    no usable patient; FederationError where the run cannot go on.
     """
     from rich.console import Console
 
