@@ -196,7 +196,8 @@ def federation(folder: Path) -> str:
         (folder / "out" / "toys" / "sites" / "north" / "node" / "cohort.json").read_text(encoding="utf-8")
     )
     told = summary["sites_contributed"], summary["trainable"], set(summary["metrics"]["toy gap"]), cohort["modality"]
-    if told != (2, "toy-bias", {"0", "1"}, "drawing"):
+    wanted = 2, "toy-bias", {"0", "1"}, FEDERATION["modality"]
+    if told != wanted:
         raise RuntimeError(f"the summary says {told}")
     value = summary["metrics"]["toy gap"]["1"]["value"]
     return f"{told[0]} sites, {summary['trainable_parameters']} parameters, toy gap {value:.1f} after 1 round"
