@@ -11,8 +11,8 @@ federation   `fedsynth simulate`, two sites, one round: toy model, adapter, metr
              drawn pictures (PNG), because phantoms come as MR; so the modality is in its cohorts, messages and cards, and
              its reader of DICOM is what `ingest` shows
 
-Ends with exit code 1 when a kind takes more files than was promised, or when anything fails. About two minutes on 2 cores. Not
-counted: docs/conformance.md, which is made anew by a command when a modality is added.
+Ends with exit code 1 when a kind takes more files than was promised, or when anything fails. It takes minutes.
+Not counted: docs/conformance.md, which is made anew by a command when a modality is added.
 """
 
 from __future__ import annotations
@@ -178,7 +178,17 @@ def ingest(folder: Path) -> str:
         "minimum_slices": 1,
     }
     (place / "site.yaml").write_text(yaml.safe_dump(site), encoding="utf-8")
-    work = ["--work", place / "work", "--classes", "rings,stripes", "--image-size", "16", "--slices", "1", "--json"]
+    work = [
+        "--work",
+        str(place / "work"),
+        "--classes",
+        "rings,stripes",
+        "--image-size",
+        "16",
+        "--slices",
+        "1",
+        "--json",
+    ]
     found = json.loads(python(folder, "-c", MAIN, "client", "ingest", place / "site.yaml", *work))
     if found["patients"] != 3:
         raise RuntimeError(f"{found['patients']} of 3 patients came in: {found['reasons']}")
