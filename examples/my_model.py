@@ -5,7 +5,8 @@
                                                      base: none
                                                      training: {trainable: full}
 
-What must hold for every model is written in shared/models/base.py.
+To make it part of fedsynth, move the file to shared/models/my_model.py: it bears the name of the kind. What must hold for every
+model is written in shared/models/base.py.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ def test_a_rule_that_withstands_bad_sites_says_how_many_good_ones_it_needs(name:
 
 
 def test_an_unknown_rule_or_setting_is_refused_with_what_there_is() -> None:
-    names = "krum, mean, median, multi-krum, trimmed-mean"
+    names = ", ".join(OWN)
     with pytest.raises(ConfigError, match=f"`federation.aggregation` names `meen`.*did you mean `mean`.*{names}"):
         check(Federation(aggregation="meen"))
     with pytest.raises(ConfigError, match=f"names no rule.*{names}"):

@@ -22,7 +22,7 @@ from shared.errors import ConfigError, PolicyError
 from shared.models import weights
 from shared.models.base import Draws, GenerativeModel, Sampling, shapes
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "my_model.py"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 LABELS, CLASSES = ("healthy", "atrophy"), {"a": "healthy", "b": "any", "c": "atrophy"}
 SHIPPED = [(name, 1) for name in MODELS.names()]
 TOYS = [
@@ -35,9 +35,10 @@ TOYS = [
 
 @pytest.fixture(autouse=True)
 def plugged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example is a plug-in for the length of a test."""
+    """The examples, a model and an adapter, are plug-ins for the length of a test."""
     monkeypatch.setattr(plugins, "_LOADED", {})
-    plugins.load(EXAMPLE)
+    for name in ("my_model.py", "my_adapter.py"):
+        plugins.load(EXAMPLES / name)
 
 
 def settings(kind: str, channels: int) -> ModelSettings:

@@ -4,13 +4,14 @@
 
     experiment = fedsynth.read_experiment("configs/demo.yaml", {"privacy.epsilon": 4.0})
     print(fedsynth.plan(experiment))                   # what it costs a patient, before anything runs
-    run = fedsynth.simulate(experiment, "out/demo")    # whole federation on this machine
+    run = fedsynth.simulate(experiment, "out/demo")    # a whole federation on this machine
     model = fedsynth.load_model(run)                   # the best round's
-    images = fedsynth.draw(model, {"healthy": 8})      # (8, 64, 64) uint8
+    images = fedsynth.draw(model, {"healthy": 12})     # (12, 64, 64) uint8
     print(fedsynth.evaluate("scans/heldout", run.release))
 
-Settings are frozen records, checked when they are read; errors are `fedsynth.FedsynthError`, one line each. Importing this module
-loads no library of deep learning; the functions load what they need.
+Settings are frozen records, checked when they are read. Every error is a `fedsynth.FedsynthError`, one line that says how to mend
+it; the names below (ConfigError, ...) are kinds of it, in shared.errors. Importing this package loads no library of deep learning;
+the functions load what they need.
 
 Left out: deployed nodes and servers, which are started by their commands alone.
 """
@@ -22,10 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared import plugins
 from shared.config.experiment import Experiment
-from shared.config.loading import read
+from shared.config.loading import read, validate
 from shared.config.site import Site
-from shared.errors import DataError, FedsynthError
+from shared.errors import ConfigError, DataError, FedsynthError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +56,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run in its folder."""
+    """A finished run in its folder. What it holds raises DataError where the folder is another's, or the run has not finished."""
 
     folder: Path
 
@@ -70,7 +72,7 @@ class Run:
 
     @property
     def experiment(self) -> Experiment:
-        """The settings that it ran with."""
+        """The settings that it ran with. ConfigError where a plug-in of theirs is not loaded: read the experiment's file first."""
         return read(_file(self.folder / "experiment.json", "a run"), Experiment)
 
     @property
@@ -100,8 +102,13 @@ class Release:
 
 
 def read_experiment(path: str | Path, changes: Mapping[str, Any] | None = None) -> Experiment:
-    """An experiment from its YAML file. `changes`: dotted keys that replace values. Raises ConfigError, which names the key."""
-    return read(Path(path), Experiment, dict(changes or {}))
+    """An experiment from its YAML file. Raises ConfigError, which names the key.
+
+    changes   dotted keys that replace values of the file, such as {"privacy.epsilon": 4.0}
+
+    Plug-ins that the file names are run, relative to it, and stay loaded in this process.
+    """
+    return plugins.read(Path(path), dict(changes or {}))
 
 
 def read_site(path: str | Path) -> Site:
@@ -110,7 +117,10 @@ def read_site(path: str | Path) -> Site:
 
 
 def plan(experiment: Experiment) -> Plan:
-    """What a run costs a patient, and how much noise that takes. PrivacyError where the noise would drown the signal."""
+    """What a run costs a patient, and how much noise that takes; computes nothing else.
+
+    Raises PrivacyError where the noise would drown the signal, ConfigError where a metric or a rule of aggregation is not there.
+    """
     from server.plan import plan as planned
 
     return planned(experiment)
@@ -119,19 +129,34 @@ def plan(experiment: Experiment) -> Plan:
 def simulate(experiment: Experiment, out: str | Path, *, quiet: bool = False) -> Run:
     """Run a whole federation on this machine into `out`, or go on where it stopped.
 
+    quiet   print nothing
+
     Raises ReleaseRefused after the report is written, where the gate says no: the run is there all the same (`Run(out)`).
+    ConfigError where `out` holds another run; PrivacyError and WeightsError before anything is made; DataError where a hospital has
+    no usable patient; FederationError where the run cannot go on.
     """
     from rich.console import Console
 
-    from simulations.run import simulate as simulated
+    try:
+        from simulations.run import simulate as simulated
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "simulations":
+            raise
+        raise ConfigError(
+            "simulations are not part of the wheel; clone the repository and install it with `make install`"
+        ) from error
 
     simulated(experiment, Path(out), Console(quiet=quiet))
     return Run(Path(out))
 
 
 def load_model(of: Run | str | Path) -> GenerativeModel:
-    """A model that draws: of a run the best round's, else a base by its name or path. Raises WeightsError, DataError."""
+    """A model that draws: of a run the best round's, else a base by its name or path.
+
+    Raises WeightsError where weights are absent or were altered, DataError where no round of the run was evaluated.
+    """
     from server import checkpoint
+    from shared.adapters.base import attach
     from shared.models import weights
 
     if not isinstance(of, Run):
@@ -142,6 +167,7 @@ def load_model(of: Run | str | Path) -> GenerativeModel:
     if best is None:
         raise DataError(f"{of.folder} holds no evaluated round; run the simulation to its end")
     model = weights.load_base(experiment.base, experiment.model, experiment.classes)
+    attach(model, experiment.training.trainable)  # it may have put parameters of its own into the model
     model.load_state_dict(checkpoint.load(rounds, best), strict=False)
     return model.eval()
 
@@ -155,7 +181,13 @@ def draw(
     guidance: float = 1.0,
     seed: int = 0,
 ) -> np.ndarray:
-    """Images (N, H, W) uint8, class after class. `counts`: class -> how many. The same seed draws the same images."""
+    """Images (N, H, W) uint8, class after class, in the order of `counts`: class -> how many. The same seed draws the same images.
+
+    sampler    "dpm++", "ddim" or "ddpm"     steps      of it, 2 to 1000     guidance   1: none; up to 10
+
+    Raises DataError for a class that the model does not know, ConfigError for a setting that is out of range. Fewer than 8 images
+    of a model that has learned the hospitals' appearance come back without it (shared/models/appearance.py).
+    """
     import torch
 
     from server.release.draw import draw as drawn
@@ -166,7 +198,7 @@ def draw(
     if unknown:
         raise DataError(f"the model knows no class `{unknown[0]}`; it draws {', '.join(model.classes)}")
     labels = [model.classes.index(name) for name, count in counts.items() for _ in range(count)]
-    settings = Settings.model_validate({"sampler": sampler, "sampler_steps": steps, "guidance": guidance})
+    settings = validate({"sampler": sampler, "sampler_steps": steps, "guidance": guidance}, Settings, source="draw")
     return drawn(model, torch.tensor(labels, dtype=torch.long), settings, Performance(), seed=seed)
 
 
@@ -177,6 +209,9 @@ def evaluate(
 
     real, synthetic   folders of PNG, JPEG, DICOM or NPZ, NPZ files, or releases
     patients          whose the real images are: auto, folder (each is a patient), image, or a CSV file,patient
+    images            at most so many of either
+
+    Raises DataError where a folder cannot be read or holds too few images or patients.
     """
     from server.evaluation.compare import compare
 
@@ -184,7 +219,9 @@ def evaluate(
 
 
 def read_release(folder: str | Path, public_key: str | Path | None = None) -> Release:
-    """A release that was received, checked first. Raises SignatureError where a byte was changed, a file is missing or was added.
+    """A release that was received, checked first.
+
+    Raises SignatureError where a byte was changed, a file is missing or was added; DataError where the folder is no release.
 
     public_key   the coordinator's, PEM, from somewhere else than the release; without it the key is only named in `verified`
     """
