@@ -32,7 +32,7 @@ from shared.errors import ConfigError, DataError, FedsynthError
 if TYPE_CHECKING:
     import numpy as np
 
-    from server.evaluation.evaluate import Figure
+    from server.metrics.base import Figure
     from server.plan import Plan
     from server.release.seal import Verified
     from shared.models.base import GenerativeModel
