@@ -27,7 +27,7 @@ from shared.config.record import Positive, Record
 from shared.config.site import Site
 from shared.crypto import keys
 from shared.errors import DataError
-from shared.files import write_bytes
+from shared.files import write_arrays, write_bytes
 from shared.modalities.base import PIPELINE, modality
 
 LOG = logging.getLogger("fedsynth.client")
@@ -52,12 +52,8 @@ class Patient:
 
 
 def save(patient: Patient, folder: Path) -> None:
-    """Write `<pseudonym>.npz` under a temporary name, then rename. The same patient always gives the same bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{patient.pseudonym}.partial"
-    with partial.open("wb") as file:
-        np.savez_compressed(file, x=patient.x_SHW, label=np.int64(patient.label))
-    partial.replace(folder / f"{patient.pseudonym}.npz")
+    """Write `<pseudonym>.npz` whole or not at all. The same patient always gives the same bytes."""
+    write_arrays(folder / f"{patient.pseudonym}.npz", x=patient.x_SHW, label=np.int64(patient.label))
 
 
 class Facts(Record):

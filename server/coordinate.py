@@ -32,7 +32,7 @@ from server.superlink.nodes import names
 from server.trackers import trackers
 from shared.adapters.base import attach
 from shared.config.experiment import Experiment
-from shared.files import write_bytes
+from shared.files import write_arrays, write_bytes
 from shared.journal.journal import configuration
 from shared.modalities.base import modality
 from shared.models import weights
@@ -137,11 +137,7 @@ def _evaluate(
     # Classes as they are in the held-out set, the same noise in every round: rounds differ by the model alone
     labels = torch.from_numpy(np.random.default_rng(experiment.seed).choice(heldout.label_N, settings.samples))
     images = draw(model, labels, settings, experiment.performance, seed=experiment.seed)
-    folder = out / "samples"
-    folder.mkdir(exist_ok=True)
-    temporary = folder / f".round-{number:03d}.{os.getpid()}.npz"
-    np.savez_compressed(temporary, x_NHW=images, label_N=labels.numpy())
-    temporary.replace(folder / f"round-{number:03d}.npz")
+    write_arrays(out / "samples" / f"round-{number:03d}.npz", x_NHW=images, label_N=labels.numpy())
     figures = evaluator(images)
     events.write("evaluated", round=number, metrics={name: figure.to_dict() for name, figure in figures.items()})
     trained = [e for e in read(events.path) if e["event"] == "evaluated" and e["round"] > 0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shared.config.experiment import Evaluation
 from shared.errors import DataError
+from shared.files import write_bytes
 
 
 class Measured(BaseModel):
@@ -79,9 +79,7 @@ class Summary(BaseModel):
 def write_summary(out: Path, summary: dict[str, Any]) -> None:
     """Write OUT/summary.json whole or not at all. A dict that breaks the contract is our own mistake: ValidationError."""
     text = Summary.model_validate(summary).model_dump_json(indent=2) + "\n"
-    temporary = out / f".summary.{os.getpid()}.json"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(out / "summary.json")
+    write_bytes(out / "summary.json", text.encode())
 
 
 def read_summary(out: Path) -> Summary:

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import os
 import time
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -25,6 +27,16 @@ def write_bytes(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         sync_folder(path.parent.parent)
     replace(path, data, mode=0o666)
+
+
+def write_arrays(path: Path, *, mode: int = 0o666, **arrays: Any) -> None:
+    """Write arrays by name as compressed NPZ; nothing in it needs pickle, and the same arrays always give the same bytes."""
+    import numpy as np  # noqa: PLC0415 - settings are read and written without it
+
+    buffer = BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, buffer.getvalue(), mode)
 
 
 def write_new(path: Path, data: bytes, mode: int = 0o600) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shared.errors import ConfigError
+from shared.files import write_arrays
 from shared.models import weights
 from shared.models.device import device_for, precision
 from shared.models.diffusion import Process
@@ -153,10 +154,7 @@ def _pool(settings: Pretraining, out: Path) -> tuple[NDArray[np.uint8], NDArray[
         for i in bar.track(range(settings.patients)):
             phantom = phantoms.draw(rng, phantoms.CLASSES[labels[i]])
             images[i] = phantoms.render(phantom, settings.slices_per_patient, settings.model.image_size)
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp.npz")
-    np.savez(temporary, x_PSHW=images, label_P=labels)
-    temporary.replace(file)
+    write_arrays(file, x_PSHW=images, label_P=labels)
     return images, labels
 
 

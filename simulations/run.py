@@ -156,7 +156,4 @@ def _keep_heldout(cohort: Path, target: Path) -> None:
         patient_N=np.concatenate([np.full(len(p.x_SHW), i) for i, p in enumerate(patients)]),
         label_N=np.concatenate([np.full(len(p.x_SHW), p.label) for p in patients]),
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(".heldout.tmp.npz")
-    held.save(temporary)
-    temporary.replace(target)
+    held.save(target)

@@ -15,7 +15,6 @@ Left out: a signature over the last hash.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +22,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from shared import files
 from shared.errors import DataError, LedgerError
 from shared.journal import chain
 
@@ -176,12 +176,7 @@ def write(
         lines.append(chain.line(body, before))
         before = json.loads(lines[-1])
     assert before is not None
-    partial = path.with_suffix(".partial")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(b"".join(lines))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    files.replace(path, b"".join(lines))
     return str(before["hash"])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from server.evaluation.compare import Comparison
 from server.reports.report import plots
 from server.reports.report.page import HEAD, STYLE
 from server.reports.report.tables import study_table
+from shared.files import write_bytes
 
 COLUMNS, ROWS = 6, 4  # of each mosaic
 
@@ -107,10 +107,7 @@ def write_page(found: Comparison, path: Path) -> None:
             "short": True,
         },
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_bytes(path, page.encode())
 
 
 def _mosaic(x_NHW: np.ndarray, name: str) -> dict[str, str]:

@@ -6,15 +6,16 @@ Left out: where they come from (see `gallery` for folders).
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from shared.errors import DataError
+from shared.files import replace, write_arrays
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,9 @@ class Heldout:
     label_N: np.ndarray
 
     def save(self, path: Path) -> None:
-        """Write as compressed NPZ; nothing in it needs pickle."""
-        with path.open("wb") as file:
-            np.savez_compressed(
-                file,
-                x_NHW=self.x_NHW,
-                patient_N=np.asarray(self.patient_N, np.int64),
-                label_N=np.asarray(self.label_N, np.int64),
-            )
+        """Write as compressed NPZ, whole or not at all."""
+        numbers = {"patient_N": np.asarray(self.patient_N, np.int64), "label_N": np.asarray(self.label_N, np.int64)}
+        write_arrays(path, x_NHW=self.x_NHW, **numbers)
 
     @staticmethod
     def load(path: Path) -> Heldout:
@@ -93,8 +89,7 @@ class Memo:
             pass
         array = make()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary = self.folder / f".{path.name}.{os.getpid()}"
-        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
-            np.save(file, array, allow_pickle=False)
-        temporary.replace(path)
+        buffer = BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        replace(path, buffer.getvalue())
         return array

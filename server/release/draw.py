@@ -13,7 +13,6 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from server.release import watermark
 from shared.config.experiment import Evaluation, Performance, Release
-from shared.files import write_bytes
+from shared.files import write_arrays, write_bytes
 from shared.models.base import GenerativeModel, Sampling
 from shared.models.device import precision
 
@@ -116,9 +115,7 @@ def draw_all(
             # Marked here and not later: what the gate and the sites look at is what is published
             x_BHW = watermark.mark(x_BHW) if settings.watermark else x_BHW
             x_BHW = watermark.corner(x_BHW) if settings.corner_label else x_BHW
-            buffer = BytesIO()
-            np.savez_compressed(buffer, x_BHW=x_BHW)
-            write_bytes(_path(folder, number), buffer.getvalue())
+            write_arrays(_path(folder, number), x_BHW=x_BHW)
         if progress:
             progress(start + len(label_B), len(label_N))
 

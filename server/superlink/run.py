@@ -75,10 +75,7 @@ def run(folder: Path, experiment: Experiment, heldout: Path | None, console: Con
 def _ask(folder: Path, out: Path, experiment: Experiment, heldout: Path | None) -> None:
     target = out / "server" / "heldout.npz"
     if heldout is not None and not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(".heldout.tmp.npz")
-        gather(heldout).save(aside)
-        aside.replace(target)
+        gather(heldout).save(target)
     if not target.exists():
         raise ConfigError("a run needs held-out images to evaluate on; name them with --heldout")
     if not jobs.serving(folder):

@@ -9,7 +9,6 @@ Left out: conclusions that the figures do not carry (see `words`).
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from server.reports.report import plots, words
 from server.reports.report.data import ReportData, read_run
 from server.reports.report.page import PAGE, STYLE
 from server.reports.report.tables import tables
+from shared.files import write_bytes
 from shared.plugins import slug
 
 COLUMNS = 6  # slices in a row of the real and synthetic mosaics
@@ -45,9 +45,7 @@ def write_report(out: Path) -> Path:
     style = Markup(STYLE)  # noqa: S704 - our own constant
     content = _head(run) | _pictures(run, album) | _charts(run, album) | tables(run)
     page = environment.from_string(PAGE).render(style=style, title=f"{content['name']} · fedsynth report", **content)
-    temporary = out / f".report.{os.getpid()}.html"
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(out / "report.html")
+    write_bytes(out / "report.html", page.encode())
     return out / "report.html"
 
 
