@@ -5,43 +5,33 @@ Left out: scripts, and any resource from anywhere else. Every value is escaped b
 
 from __future__ import annotations
 
-STYLE = """
-:root { --text:#1f2930; --quiet:#62707a; --line:#dfe3e1; --accent:#0f6b6b; --soft:#edf4f3; --alarm:#a83a29;
-  --alarm-soft:#fbefec; --good:#2c6e49; }
-* { box-sizing:border-box; }
-body { margin:0; background:#fbfbf9; color:var(--text);
-  font:1rem/1.6 ui-sans-serif, system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif; }
-main { max-width:980px; margin:0 auto; padding:56px 32px 80px; }
-h1, h2 { font-weight:600; line-height:1.2; letter-spacing:-.012em; }
+from shared import stylesheet
+
+STYLE = (
+    stylesheet.STYLE
+    + """
+main { max-width:980px; padding:56px 32px 80px; }
 h1 { font-size:2.2rem; margin:.15em 0 .4em; } h2 { font-size:1.3rem; margin:0 0 .5em; }
 p { margin:0 0 1em; max-width:74ch; } section { margin-top:52px; }
-.eyebrow { color:var(--accent); font-size:.82rem; font-weight:600; letter-spacing:.08em; text-transform:uppercase; margin:0; }
-.lede { font-size:1.12rem; } .quiet { color:var(--quiet); font-size:.9rem; } dl + .quiet { margin-top:1em; }
-.tiles { display:grid; grid-template-columns:repeat(4, 1fr); gap:1px; margin:32px 0 0; background:var(--line);
-  border:1px solid var(--line); border-radius:12px; overflow:hidden; }
-.tiles div { background:#fff; padding:18px 20px; } .tiles dt { color:var(--quiet); font-size:.85rem; }
-.tiles dd { margin:2px 0 0; font-size:1.7rem; font-weight:600; }
-.tiles dd.small { font-size:.85rem; font-weight:400; color:var(--quiet); line-height:1.4; }
-table { border-collapse:collapse; width:100%; font-size:.93rem; font-variant-numeric:tabular-nums; }
-th, td { text-align:left; padding:8px 14px 8px 0; border-bottom:1px solid var(--line); vertical-align:top; }
-thead th { color:var(--quiet); font-weight:500; font-size:.84rem; } tbody th { font-weight:500; }
-.n { text-align:right; white-space:nowrap; } .yes { color:var(--good); font-weight:600; white-space:nowrap; }
-.no { color:var(--alarm); font-weight:600; white-space:nowrap; }
-.notice { border-left:3px solid var(--alarm); background:var(--alarm-soft); padding:12px 18px; border-radius:0 8px 8px 0; }
-.notice p:last-child { margin:0; }
+.lede { font-size:1.12rem; } dl + .quiet { margin-top:1em; }
+.tiles { grid-template-columns:repeat(4, 1fr); margin:32px 0 0; }
+.yes { font-weight:600; } .yes, .no { white-space:nowrap; }
 img.sheet { display:block; width:100%; height:auto; background:#000; border-radius:8px; image-rendering:auto; }
 code { font-size:.84rem; word-break:break-all; }
 dl.facts { display:grid; grid-template-columns:200px 1fr; gap:6px 20px; margin:0; }
 dl.facts dt { color:var(--quiet); } dl.facts dd { margin:0; }
-.sign { border:1px solid var(--line); border-radius:12px; background:#fff; padding:22px 26px; }
+.sign { border:1px solid var(--line); border-radius:12px; background:var(--card); padding:22px 26px; }
 .sign li { list-style:none; margin:0 0 .5em -1.6em; padding-left:1.9em; text-indent:-1.9em; }
 .sign li::before { content:"\\2610"; display:inline-block; width:1.9em; text-indent:0; font-size:1.1rem; }
 .lines { display:grid; grid-template-columns:2fr 2fr 1fr; gap:26px; margin-top:46px; }
 .lines div { border-top:1px solid var(--text); padding-top:4px; font-size:.84rem; color:var(--quiet); }
 @media (max-width:720px) { .tiles { grid-template-columns:1fr 1fr; } dl.facts, .lines { grid-template-columns:1fr; } }
-@media print { body { background:#fff; font-size:11px; } main { max-width:none; padding:0; } section { margin-top:26px; }
+@media print { :root { color-scheme:light; --page:#fff; --card:#fff; --text:#1f2930; --quiet:#62707a; --line:#dfe3e1;
+  --accent:#0f6b6b; --alarm:#a83a29; --alarm-soft:#fbefec; --good:#2c6e49; }
+  body { font-size:11px; } main { max-width:none; padding:0; } section { margin-top:26px; }
   tr, .sign, .notice, img, .tiles { break-inside:avoid; } h2 { break-after:avoid; } @page { margin:16mm; } }
 """
+)
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -60,7 +50,7 @@ PAGE = """<!doctype html>
   <p class="lede">{{ statement }}</p>
   <dl class="tiles">
   {% for title, value, note in tiles %}
-    <div><dt>{{ title }}</dt><dd>{{ value }}</dd><dd class="small">{{ note }}</dd></div>
+    <div class="tile"><dt>{{ title }}</dt><dd>{{ value }}</dd><dd class="small">{{ note }}</dd></div>
   {% endfor %}
   </dl>
 </header>

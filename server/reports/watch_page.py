@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-STYLE = """
-:root { color-scheme: light dark;
-  --page:#fbfbf9; --card:#ffffff; --text:#1f2930; --quiet:#62707a; --line:#e3e6e4; --accent:#0f6b6b; --soft:#dcebe9;
-  --alarm:#a83a29; --alarm-soft:#fbefec; --good:#2c6e49; --warn:#946200; }
-@media (prefers-color-scheme: dark) { :root {
-  --page:#12171b; --card:#191f24; --text:#dde4e8; --quiet:#93a0a9; --line:#2b343b; --accent:#66c9c2; --soft:#1d3534;
-  --alarm:#f2937e; --alarm-soft:#2d1f1c; --good:#7cc79a; --warn:#e0b45c; } }
-* { box-sizing:border-box; }
-body { margin:0; background:var(--page); color:var(--text);
-  font:1rem/1.5 ui-sans-serif, system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif; }
-main { max-width:1120px; margin:0 auto; padding:40px 32px 64px; }
-h1, h2 { font-weight:600; line-height:1.2; letter-spacing:-.012em; }
+from shared import stylesheet
+
+STYLE = (
+    stylesheet.STYLE
+    + """
+main { max-width:1120px; padding:40px 32px 64px; }
 h1 { font-size:2.1rem; margin:.1em 0 .2em; } h2 { font-size:1.15rem; margin:0 0 12px; }
-p { margin:0; } .quiet { color:var(--quiet); font-size:.9rem; }
-.eyebrow { color:var(--accent); font-size:.8rem; font-weight:600; letter-spacing:.08em; text-transform:uppercase; }
+p { margin:0; }
 header { display:flex; justify-content:space-between; align-items:flex-end; gap:24px; flex-wrap:wrap; }
 #pulse { display:flex; align-items:center; gap:8px; color:var(--quiet); font-size:.88rem; }
 .dot { display:inline-block; width:9px; height:9px; border-radius:50%; background:var(--quiet); flex:none; }
 .dot.good { background:var(--good); } .dot.bad { background:var(--alarm); } .dot.warn { background:var(--warn); }
-.notice { border-left:3px solid var(--alarm); background:var(--alarm-soft); padding:12px 16px; border-radius:0 8px 8px 0;
-  margin-top:16px; }
+.notice { margin-top:16px; }
 .notice.mild { border-color:var(--warn); background:transparent; }
-.tiles { display:grid; grid-template-columns:repeat(auto-fit, minmax(165px, 1fr)); gap:1px; margin:28px 0 0; background:var(--card);
-  border:1px solid var(--line); border-radius:12px; overflow:hidden; }
-.tile { padding:18px 20px; box-shadow:0 0 0 1px var(--line); } .tile dt { color:var(--quiet); font-size:.84rem; }
-.tile dd { margin:4px 0 0; font-size:1.6rem; font-weight:600; letter-spacing:-.02em; line-height:1.2; overflow-wrap:anywhere; }
-.tile dd.small { font-size:.86rem; font-weight:400; letter-spacing:0; color:var(--quiet); line-height:1.45; }
+.tiles { grid-template-columns:repeat(auto-fit, minmax(165px, 1fr)); margin:28px 0 0; background:var(--card); }
+.tile { padding:18px 20px; box-shadow:0 0 0 1px var(--line); } .tile dd { font-size:1.6rem; overflow-wrap:anywhere; }
 section { margin-top:40px; }
 #rounds { display:flex; gap:3px; margin-top:12px; }
 #rounds i { flex:1; min-width:2px; height:12px; border-radius:3px; background:var(--line); overflow:hidden; display:block; }
 #rounds i b { display:block; height:100%; width:0; background:var(--accent); transition:width .4s; }
-.table { overflow-x:auto; } table { border-collapse:collapse; width:100%; font-size:.93rem; font-variant-numeric:tabular-nums; }
-th, td { text-align:left; padding:10px 18px 10px 0; border-bottom:1px solid var(--line); vertical-align:top; }
-thead th { color:var(--quiet); font-weight:500; font-size:.84rem; } tbody th { font-weight:600; white-space:nowrap; }
-th:last-child, td:last-child { padding-right:0; } td.n, th.n { text-align:right; white-space:nowrap; }
+tbody th { font-weight:600; white-space:nowrap; }
 td.one, thead th { white-space:nowrap; } td.one .dot { margin-right:8px; }
 td.last { min-width:240px; color:var(--quiet); overflow-wrap:anywhere; }
 td.last.no { color:var(--alarm); }
@@ -51,10 +37,11 @@ svg .value { fill:var(--text); font-weight:600; font-size:12px; }
 button { font:inherit; font-size:.84rem; color:var(--text); background:var(--card); border:1px solid var(--line); border-radius:6px;
   padding:3px 10px; cursor:pointer; } button[aria-pressed=true] { border-color:var(--accent); background:var(--soft); }
 button:focus-visible { outline:2px solid var(--accent); outline-offset:2px; }
-footer { margin-top:48px; padding-top:16px; border-top:1px solid var(--line); overflow-wrap:anywhere; }
+footer { margin-top:48px; padding-top:16px; overflow-wrap:anywhere; }
 [hidden] { display:none !important; }
 @media (max-width:760px) { main { padding:24px 16px 48px; } .pair { grid-template-columns:1fr; } h1 { font-size:1.7rem; } }
 """
+)
 
 SCRIPT = r"""
 "use strict";

@@ -6,33 +6,20 @@ escaped by Jinja.
 
 from __future__ import annotations
 
-STYLE = """
-:root { color-scheme: light dark;
-  --page:#fbfbf9; --card:#ffffff; --text:#1f2930; --quiet:#62707a; --line:#e3e6e4; --accent:#0f6b6b; --soft:#edf4f3;
-  --alarm:#a83a29; --alarm-soft:#fbefec; --good:#2c6e49; }
-@media (prefers-color-scheme: dark) { :root {
-  --page:#12171b; --card:#191f24; --text:#dde4e8; --quiet:#93a0a9; --line:#2b343b; --accent:#66c9c2; --soft:#1a2829;
-  --alarm:#f2937e; --alarm-soft:#2d1f1c; --good:#7cc79a; } }
-* { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; }
-body { margin:0; background:var(--page); color:var(--text);
-  font:1rem/1.6 ui-sans-serif, system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif; }
-main { max-width:1080px; margin:0 auto; padding:64px 32px 96px; }
-h1, h2, h3 { font-weight:600; line-height:1.2; letter-spacing:-.012em; text-wrap:balance; }
+from shared import stylesheet
+
+STYLE = (
+    stylesheet.STYLE
+    + """
+main { max-width:1080px; padding:64px 32px 96px; }
 h1 { font-size:2.5rem; margin:.15em 0 .35em; }
 h2 { font-size:1.4rem; margin:0 0 .4em; }
 h3 { font-size:1rem; margin:1.6em 0 .5em; }
 p { margin:0 0 1em; max-width:72ch; }
-.eyebrow { color:var(--accent); font-size:.82rem; font-weight:600; letter-spacing:.08em; text-transform:uppercase; margin:0; }
 .lede { font-size:1.16rem; line-height:1.55; max-width:64ch; }
-.quiet, figcaption, .note { color:var(--quiet); font-size:.9rem; }
+figcaption, .note { color:var(--quiet); font-size:.9rem; }
 section { margin-top:72px; }
-.tiles { display:grid; grid-template-columns:repeat(auto-fit, minmax(210px, 1fr)); gap:1px; margin:40px 0 0;
-  background:var(--line); border:1px solid var(--line); border-radius:12px; overflow:hidden; }
-.tile { background:var(--card); padding:20px 22px; }
-.tile dt { color:var(--quiet); font-size:.85rem; }
-.tile dd { margin:4px 0 0; font-size:1.75rem; font-weight:600; letter-spacing:-.02em; line-height:1.2; }
-.tile dd.small { font-size:.88rem; font-weight:400; letter-spacing:0; color:var(--quiet); line-height:1.45; }
+.tiles { grid-template-columns:repeat(auto-fit, minmax(210px, 1fr)); margin:40px 0 0; }
 .pair { display:grid; grid-template-columns:1fr 1fr; gap:32px; margin-top:24px; }
 figure { margin:0; }
 figure img { display:block; width:100%; height:auto; }
@@ -43,13 +30,8 @@ figcaption b { color:var(--text); font-weight:600; }
 .strip { display:grid; grid-template-columns:132px 1fr; gap:20px; align-items:center; margin-top:10px; }
 .strip img { display:block; width:100%; height:auto; }
 .strip .label b { display:block; }
-.table { overflow-x:auto; margin-top:20px; }
-table { border-collapse:collapse; width:100%; font-size:.92rem; font-variant-numeric:tabular-nums; }
-th, td { text-align:left; padding:9px 16px 9px 0; border-bottom:1px solid var(--line); vertical-align:top; }
-thead th { color:var(--quiet); font-weight:500; font-size:.84rem; vertical-align:bottom; }
-tbody th { font-weight:500; }
-th:last-child, td:last-child { padding-right:0; }
-td.n, th.n { text-align:right; white-space:nowrap; }
+.table { margin-top:20px; }
+thead th { vertical-align:bottom; }
 td.c, th.c { text-align:center; padding:9px 4px; min-width:44px; }
 td.n + td:not(.n), th.n + th:not(.n) { padding-left:12px; }
 tbody th:first-child { min-width:176px; }
@@ -57,11 +39,8 @@ td.q { color:var(--quiet); min-width:230px; }
 table.short { width:auto; min-width:min(100%, 560px); }
 table.short td.n, table.short th.n { padding-left:24px; }
 td .sub { display:block; color:var(--quiet); font-size:.82rem; }
-.yes { color:var(--good); } .no { color:var(--alarm); font-weight:600; }
-.notice { border-left:3px solid var(--accent); background:var(--soft); padding:14px 18px; border-radius:0 8px 8px 0;
-  margin:20px 0; }
-.notice.alarm { border-color:var(--alarm); background:var(--alarm-soft); }
-.notice p:last-child, .notice ul:last-child { margin-bottom:0; }
+.notice { margin:20px 0; }
+.notice:not(.alarm) { border-color:var(--accent); background:var(--soft); }
 dl.words { display:grid; grid-template-columns:190px 1fr; gap:12px 24px; margin:24px 0 0; }
 dl.words dt { font-weight:600; font-size:.92rem; }
 dl.words dd { margin:0; max-width:70ch; }
@@ -69,7 +48,7 @@ dl.words > div { display:contents; }
 details { margin-top:20px; } summary { cursor:pointer; color:var(--accent); }
 pre { overflow:auto; font-size:.82rem; line-height:1.5; background:var(--card); border:1px solid var(--line); border-radius:8px;
   padding:16px; max-height:420px; }
-footer { margin-top:80px; padding-top:20px; border-top:1px solid var(--line); }
+footer { margin-top:80px; padding-top:20px; }
 @media (max-width:720px) { main { padding:32px 18px 64px; } .pair, dl.words, .strip { grid-template-columns:1fr; gap:8px; }
   .pair { gap:28px; } h1 { font-size:1.9rem; } dl.words dd { margin-bottom:14px; } }
 @media print { :root { --page:#fff; --card:#fff; } html { font-size:11px; } main { max-width:none; padding:0; }
@@ -79,6 +58,7 @@ footer { margin-top:80px; padding-top:20px; border-top:1px solid var(--line); }
   tbody th:first-child { min-width:110px; } td.q { min-width:170px; } th, td { padding-top:5px; padding-bottom:5px; }
   .table { overflow:visible; } details { display:none; } @page { margin:16mm; } }
 """
+)
 
 MACROS = """
 {%- macro chart(picture) -%}
