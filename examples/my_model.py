@@ -12,14 +12,14 @@ model is written in shared/models/base.py.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.config.model import ModelSettings
-from shared.config.record import Positive
 from shared.models.base import Draws, Example, GenerativeModel, Progress, Sampling, named
 
 
@@ -27,8 +27,8 @@ class MySettings(ModelSettings):
     """The keys of `model:` in an experiment. `width`: channels at the largest resolution."""
 
     kind: Literal["my-model"] = "my-model"
-    latents: Positive = 32
-    width: Positive = 32
+    latents: Annotated[int, Field(ge=1, le=1024)] = 32
+    width: Annotated[int, Field(ge=8, le=1024, multiple_of=8)] = 32
 
 
 class MyModel(GenerativeModel):

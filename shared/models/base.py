@@ -12,6 +12,7 @@ Shapes: S slices of a patient, N images, C channels, H = W = image_size. Images 
 
 What a kind must keep (tests/contracts/test_models.py holds every kind to it):
 - A patient's loss depends on that patient, on the weights and on `rng` alone. No BatchNorm, no running statistics.
+- Every number of its settings is bounded: they come from a stranger, and a model is made of them before anything is charged.
 - Names and shapes of all tensors follow from settings, base labels and classes alone: a model can be made on the device "meta".
 
 Left out: which parts are trained (shared/adapters/), and how (client/train.py).

@@ -14,7 +14,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.config.record import Positive, Record
+from shared.config.record import Record
+
+Width = Annotated[int, Field(ge=1, le=4096)]
 
 
 class UNet(Record):
@@ -27,11 +29,11 @@ class UNet(Record):
     groups            of each group normalisation; every entry of `channels` is a multiple of it
     """
 
-    channels: Annotated[tuple[Positive, ...], Field(min_length=1)] = (64, 128, 128)
-    blocks_per_level: Positive = 1
-    latents: Positive = 16
-    encoder_channels: Positive = 32
-    groups: Positive = 16
+    channels: Annotated[tuple[Width, ...], Field(min_length=1, max_length=8)] = (64, 128, 128)
+    blocks_per_level: Annotated[int, Field(ge=1, le=16)] = 1
+    latents: Width = 16
+    encoder_channels: Width = 32
+    groups: Width = 16
 
 
 class Denoiser(nn.Module):

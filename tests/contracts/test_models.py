@@ -188,6 +188,17 @@ def test_unknown_keys_and_kinds_are_refused_by_name(kind: str) -> None:
             Experiment.model_validate({"name": "t", "model": tree})
 
 
+@each_model
+def test_every_number_of_the_settings_is_bounded(kind: str, channels: int) -> None:
+    """A message with a number without bounds would keep a hospital's door busy for as long as its sender likes."""
+    made = settings(kind, channels)
+    for name, value in made.model_dump().items():
+        for huge in ([10**9], [10**9, 10**9], [1] * 10**4) if isinstance(value, tuple | list) else (10**9,):
+            if not isinstance(value, str):
+                with pytest.raises(ValueError, match=name):
+                    settings_of({"kind": kind, "image_channels": channels, name: huge})
+
+
 @pytest.mark.parametrize("kind", MODELS.names())
 def test_a_hospital_permits_kinds_and_parts_by_name(kind: str) -> None:
     experiment = Experiment.model_validate({"name": "t", "model": {"kind": kind}, "training": {"trainable": "full"}})
