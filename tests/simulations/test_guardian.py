@@ -21,8 +21,10 @@ for _ in range(2):
 time.sleep(float(sys.argv[1]))
 """
 PARENT = """
-import subprocess, sys
+import signal, subprocess, sys
 from simulations import guardian
+for number in (signal.SIGHUP, signal.SIGINT):  # a script in the background, or nohup, has them ignored
+    signal.signal(number, signal.SIG_DFL)
 process = subprocess.Popen(guardian.command(sys.argv[1], [sys.executable, "-c", sys.argv[2], "300"]), start_new_session=True)
 process.wait()
 """
