@@ -31,8 +31,8 @@ class Heldout:
 
     def save(self, path: Path) -> None:
         """Write as compressed NPZ, whole or not at all."""
-        numbers = {"patient_N": np.asarray(self.patient_N, np.int64), "label_N": np.asarray(self.label_N, np.int64)}
-        write_arrays(path, x_NHW=self.x_NHW, **numbers)
+        patient_N, label_N = (np.asarray(each, np.int64) for each in (self.patient_N, self.label_N))
+        write_arrays(path, x_NHW=self.x_NHW, patient_N=patient_N, label_N=label_N)
 
     @staticmethod
     def load(path: Path) -> Heldout:
