@@ -16,7 +16,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from server.superlink.federation import Federation
+from server.superlink.federation import FederationFile
 from shared import cli, plugins
 from shared.config.experiment import Experiment
 from shared.config.loading import read, validate
@@ -82,10 +82,10 @@ def test_every_key_of_the_site_file_is_explained() -> None:
 
 
 def test_the_coordinators_file_holds_every_key() -> None:
-    federation = read(EXAMPLES / "federation.yaml", Federation)
+    federation = read(EXAMPLES / "federation.yaml", FederationFile)
     assert (federation.host, federation.port) == ("fed.example.org", 9443)
-    assert federation.listen == Federation(name="t", address="h:1").listen
-    assert set(yaml.safe_load((EXAMPLES / "federation.yaml").read_text())) == set(Federation.model_fields)
+    assert federation.listen == FederationFile(name="t", address="h:1").listen
+    assert set(yaml.safe_load((EXAMPLES / "federation.yaml").read_text())) == set(FederationFile.model_fields)
 
 
 def test_the_experiment_uses_the_four_files_and_can_be_planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
