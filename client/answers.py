@@ -24,7 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from privacy.durable import replace, told
+from privacy.durable import told
+from shared.files import replace
 
 RECORD, LOCK = "release-checks.jsonl", ".release-checks.lock"
 

@@ -21,13 +21,12 @@ from pydantic import Field, ValidationError
 
 from client.deidentification import pseudonym
 from privacy import ledger_members
-from privacy.durable import sync_folder
 from privacy.planning import default_delta
 from shared.config.record import Positive, Record
 from shared.config.site import Site
 from shared.crypto import keys
 from shared.errors import DataError
-from shared.files import write_arrays, write_bytes
+from shared.files import sync_folder, write_arrays, write_bytes
 from shared.modalities.base import PIPELINE, modality
 
 LOG = logging.getLogger("fedsynth.client")

@@ -30,7 +30,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from privacy import durable
+from shared import files
 from shared.crypto import keys
 from shared.errors import LedgerError
 from shared.messages import TrainReply
@@ -68,7 +68,7 @@ def keep(work: Path, reply: TrainReply) -> None:
     update = {name: t.detach().cpu().float().contiguous() for name, t in reply.update.items()}
     data = json.dumps(about).encode() + b"\n" + save(update)
     try:
-        durable.replace(path(work), hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+        files.replace(path(work), hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
     except (OSError, LedgerError) as error:
         LOG.warning("the reply could not be kept (%s); if it is lost on its way, the round is charged again", error)
 

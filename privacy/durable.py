@@ -1,4 +1,4 @@
-"""Files that are on the disk when the call returns (shared/files.py), for the ledger and what lies beside it.
+"""What the disk refuses, for the ledger and what lies beside it (written by shared/files.py).
 
 Left out: retries. Whatever the operating system refuses becomes a LedgerError, and the caller must not compute.
 """
@@ -10,9 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shared.errors import LedgerError
-from shared.files import replace, sync_folder, write_new
-
-__all__ = ["replace", "sync_folder", "told", "write_new"]
 
 
 @contextlib.contextmanager

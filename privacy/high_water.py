@@ -34,8 +34,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from privacy.durable import sync_folder, write_new
 from shared.errors import LedgerError, PrivacyError
+from shared.files import sync_folder, write_new
 from shared.journal.chain import Record
 
 

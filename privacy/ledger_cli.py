@@ -135,13 +135,14 @@ def export(
 
     Prints the fingerprint of the public key: hand it over on another way than the statement.
     """
-    from privacy import durable, statement
+    from privacy import statement
+    from shared import files
     from shared.crypto import signing
 
     signer = signing.load_or_make(key)
     data = statement.make(path, signer)
     try:
-        durable.replace(out, data)
+        files.replace(out, data)
     except OSError as error:
         raise LedgerError(f"cannot write {out}: {error.strerror or error}") from error
     typer.echo(f"{out}: signed\npublic key: {signing.fingerprint(signer.public_key())}")

@@ -19,9 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from privacy import high_water, reservations
-from privacy.durable import sync_folder, told, write_new
+from privacy.durable import told
 from privacy.high_water import Kept, Mark
 from shared.errors import LedgerError, PrivacyError
+from shared.files import sync_folder, write_new
 from shared.journal import chain
 from shared.journal.chain import Chain, Record
 

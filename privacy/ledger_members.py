@@ -31,9 +31,9 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from privacy.durable import replace, write_new
 from privacy.reservations import Reservation
 from shared.errors import LedgerError, PrivacyError
+from shared.files import replace, write_new
 from shared.journal import chain
 from shared.journal.chain import Record
 

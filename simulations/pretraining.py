@@ -65,8 +65,6 @@ class Pretraining(Record):
     @model_validator(mode="before")
     @classmethod
     def _renamed(cls, tree: Any) -> Any:
-        if isinstance(tree, dict) and "network" in tree:
-            raise ValueError("`network` is called `model` now: the same keys, and `kind: pixel-diffusion`")
         return unless_unknown(cls, tree)
 
     @field_validator("model", mode="before")

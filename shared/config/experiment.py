@@ -248,12 +248,11 @@ class Experiment(Record):
     @model_validator(mode="before")
     @classmethod
     def _renamed(cls, tree: Any) -> Any:
-        if isinstance(tree, dict) and "network" in tree:
-            raise ValueError("`network` is called `model` now: the same keys, and `kind: pixel-diffusion`")
+        tree = unless_unknown(cls, tree)
         training = tree.get("training") if isinstance(tree, dict) else None
         if isinstance(training, dict) and training.get("trainable") == "adapter":
             raise ValueError("`training.trainable: adapter` is called `appearance` now")
-        return unless_unknown(cls, tree)
+        return tree
 
     @classmethod
     def upgraded(cls, tree: dict[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,8 @@ def settings_last(record: type[Record], tree: object, info: ValidationInfo) -> M
 
 
 def unless_unknown(record: type[Record], tree: Any) -> Any:
-    """An unknown key of a record is an error by itself: no kind of model is loaded for its sake."""
+    """An unknown key of a record is an error by itself: no kind of model is loaded for its sake. ValueError for the old key."""
+    if isinstance(tree, dict) and "network" in tree:
+        raise ValueError("`network` is called `model` now: the same keys, and `kind: pixel-diffusion`")
     known = not isinstance(tree, dict) or set(tree) <= set(record.model_fields)
     return tree if known else {**tree, "model": ModelSettings(kind=DEFAULT)}
